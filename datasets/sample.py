@@ -1,0 +1,89 @@
+"""The one sample type of every corpus: a reader gives a :class:`VideoRecord`; sampling draws a :class:`VideoSample`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+QUESTION_TYPES = ("Causal", "Sequential", "Counterfactual", "Descriptive")
+"""GroundMoRe's four types, in the order of its tables."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One thing asked about a video whose answer is a mask tube.
+
+    Attributes:
+        query_id: id inside the video (expression or question id), as in the annotation file.
+        text: the expression ("the red car turning left") or the question ("What …?"), original case.
+        is_question: True for a question (GroundMoRe), False for a referring expression.
+        answer: name of the answer object if the corpus gives one ("the red car"), else None.
+        object_ids: instance ids (GroundMoRe, Refer-YouTube-VOS) or annotation ids (MeViS); the target is their union.
+        q_type: one of QUESTION_TYPES, or None.
+        window: inclusive (first, last) frame index of the action over the whole clip, clipped to it; None if the corpus
+            has no windows (then the target exists on every frame).
+        raw_window: the window before clipping (may lie outside the clip or be empty); for protocols that need it.
+    """
+
+    query_id: str
+    text: str
+    is_question: bool
+    answer: str | None = None
+    object_ids: tuple[int, ...] = ()
+    q_type: str | None = None
+    window: tuple[int, int] | None = None
+    raw_window: tuple[int, int] | None = None
+
+    def in_window(self, frame_indices: np.ndarray) -> np.ndarray:
+        """bool [n]: which of the clip's frame indices lie in the window (all of them without one)."""
+        frame_indices = np.asarray(frame_indices)
+        if self.window is None:
+            return np.ones(len(frame_indices), dtype=bool)
+        return (frame_indices >= self.window[0]) & (frame_indices <= self.window[1])
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """One entry of a corpus: a clip and what is asked about it. Nothing is read from disk until asked for.
+
+    Attributes:
+        corpus: short name ("groundmore", "refer_video_seg", "mevis").
+        video_id: as in the annotation file.
+        frame_paths: every frame of the clip, in time order.
+        queries: at least one.
+        read_object_mask: (query, frame index) -> bool [H, W]; the union of the query's objects on that frame,
+            regardless of the window; all False where the corpus has no mask for the frame. Raises DataError on an
+            unreadable or differently sized mask.
+    """
+
+    corpus: str
+    video_id: str
+    frame_paths: tuple[Path, ...]
+    queries: tuple[Query, ...]
+    read_object_mask: Callable[[Query, int], np.ndarray] = field(repr=False)
+
+    def read_target(self, query: Query, frame_index: int) -> np.ndarray:
+        """bool [H, W]: the object's mask inside the query's window, all False outside it."""
+        mask = self.read_object_mask(query, frame_index)
+        if query.window is not None and not query.window[0] <= frame_index <= query.window[1]:
+            return np.zeros_like(mask)
+        return mask
+
+
+@dataclass(frozen=True)
+class VideoSample:
+    """What one training step sees of a record: some frames, some queries.
+
+    Attributes:
+        record: where it was drawn from.
+        frame_indices: int64 [T], increasing; indices into ``record.frame_paths`` (repeats only if the clip is shorter
+            than T).
+        queries: the queries drawn, at least one.
+    """
+
+    record: VideoRecord
+    frame_indices: np.ndarray
+    queries: tuple[Query, ...]

@@ -1,0 +1,1 @@
+"""How the model is judged: metrics, protocol, prediction, scoring, report."""

@@ -1,0 +1,1 @@
+"""How the model learns: DeepSpeed engine, arguments, checkpoints, logs."""

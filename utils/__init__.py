@@ -1,0 +1,1 @@
+"""What any room may use: files, masks, video, processes, errors, and the batch type."""

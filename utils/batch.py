@@ -1,0 +1,95 @@
+"""The meeting point of ``datasets`` and ``model``: what one training step is given.
+
+A batch is a plain list of videos. Nothing is padded or repeated here: videos may differ in frames, questions and sizes,
+and the model lays out its own rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+IMAGE_TOKEN_INDEX = -200
+"""Stands in ``input_ids`` where the visual tokens go (LLaVA's convention)."""
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no language loss."""
+
+
+@dataclass
+class QuestionTensors:
+    """One question about a video, tokenised, with what supervises its answer.
+
+    Attributes:
+        input_ids: int64 [L]; whole conversation; at most one IMAGE_TOKEN_INDEX.
+        labels: int64 [L]; IGNORE_INDEX except on answer tokens.
+        masks: uint8 {0, 1} [n_seg, m, H, W]; one tube per [SEG] in the answer, on the frames ``mask_frames``,
+            at the video's original size. n_seg may be 0.
+        mask_frames: int64 [m]; positions in the sampled frames (0..T-1) whose masks are supervised.
+        in_window: float32 [T] of 0/1, whether each sampled frame lies in the action's window; None without [LOC].
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    masks: Tensor
+    mask_frames: Tensor
+    in_window: Tensor | None = None
+
+
+@dataclass
+class VideoTensors:
+    """One video's sampled frames, preprocessed for both encoders, and its questions.
+
+    Attributes:
+        video_id: for messages.
+        clip_pixels: float [T, 3, c, c], normalised for the vision tower.
+        sam_pixels: float [T, 3, S, S], long side resized to S, normalised, zero-padded right and bottom.
+        resized_size: (h, w) of the image inside the S x S square.
+        original_size: (H, W) of the frames on disk.
+        questions: at least one.
+    """
+
+    video_id: str
+    clip_pixels: Tensor
+    sam_pixels: Tensor
+    resized_size: tuple[int, int]
+    original_size: tuple[int, int]
+    questions: list[QuestionTensors] = field(default_factory=list)
+
+    @property
+    def num_frames(self) -> int:
+        return self.clip_pixels.shape[0]
+
+
+@dataclass
+class MoraBatch:
+    """A micro-batch: any number of videos."""
+
+    videos: list[VideoTensors]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> MoraBatch:
+        """Move to a device; ``dtype`` is applied to pixels only (targets stay as they are)."""
+
+        def move(tensor: Tensor | None, cast: bool = False) -> Tensor | None:
+            if tensor is None:
+                return None
+            return tensor.to(device=device, dtype=dtype if cast else None, non_blocking=True)
+
+        videos = []
+        for video in self.videos:
+            questions = [
+                dataclasses.replace(q, **{f.name: move(getattr(q, f.name)) for f in dataclasses.fields(q)})
+                for q in video.questions
+            ]
+            videos.append(
+                dataclasses.replace(
+                    video,
+                    clip_pixels=move(video.clip_pixels, cast=True),
+                    sam_pixels=move(video.sam_pixels, cast=True),
+                    questions=questions,
+                )
+            )
+        return MoraBatch(videos)
