@@ -1,0 +1,165 @@
+"""utils/video.py and utils/overlay.py: frames, video files, pictures."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.errors import DataError
+from utils.overlay import contact_sheet, draw_overlay, text_strip
+from utils.video import frame_number, frame_size, list_frames, read_frame, read_video, write_video
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [("frame_000012.jpg", 12), ("0000012.png", 12), ("7.jpeg", 7), ("a2_b30c.jpg", 30), ("cover.jpg", None)],
+)
+def test_frame_number(name, number):
+    assert frame_number(name) == number
+
+
+def test_frames_come_in_time_order_in_either_convention(tmp_path):
+    touch(tmp_path, "frame_000010.jpg", "frame_000009.jpg", "0000011.JPG", "2.png", "cover.jpg", "notes.txt", "._2.png")
+    names = [path.name for path in list_frames(tmp_path)]
+    assert names == ["2.png", "frame_000009.jpg", "frame_000010.jpg", "0000011.JPG", "cover.jpg"]
+
+
+def test_frame_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        list_frames(tmp_path / "nowhere")
+    touch(tmp_path / "empty", "readme.txt")
+    with pytest.raises(DataError, match="empty: no frame"):
+        list_frames(tmp_path / "empty")
+    touch(tmp_path / "twice", "frame_000001.jpg", "0000001.jpg")
+    with pytest.raises(DataError, match=r"0000001\.jpg and frame_000001\.jpg are both frame 1"):
+        list_frames(tmp_path / "twice")
+
+
+def test_read_frame_gives_rgb(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_frame(tmp_path / "a.png"), picture)
+    assert frame_size(tmp_path / "a.png") == (5, 7)
+    Image.fromarray(picture[..., 0]).save(tmp_path / "grey.png")
+    assert read_frame(tmp_path / "grey.png").shape == (5, 7, 3)
+
+
+def test_bad_frames_are_named(tmp_path):
+    good = tmp_path / "good.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(good)
+    cases = {"empty.jpg": b"", "cut.jpg": good.read_bytes()[:900], "text.jpg": b"hello, this is no picture"}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            read_frame(tmp_path / name)
+    with pytest.raises(DataError, match="is empty"):
+        frame_size(tmp_path / "empty.jpg")
+    with pytest.raises(DataError, match="no such frame"):
+        read_frame(tmp_path / "gone.jpg")
+
+
+def grey_levels(count, height=48, width=64):
+    return [np.full((height, width, 3), 10 + 20 * k, dtype=np.uint8) for k in range(count)]
+
+
+def test_video_round_trip(tmp_path):
+    path = tmp_path / "clips" / "a.mp4"
+    write_video(path, iter(grey_levels(10)), fps=6)
+    assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
+    frames, fps = read_video(path)
+    assert frames.shape == (10, 48, 64, 3) and frames.dtype == np.uint8 and fps == pytest.approx(6)
+    np.testing.assert_allclose(frames.mean((1, 2, 3)), [10 + 20 * k for k in range(10)], atol=4)
+
+
+def test_video_at_another_rate(tmp_path):
+    write_video(tmp_path / "a.mp4", grey_levels(12), fps=12)
+    slow, fps = read_video(tmp_path / "a.mp4", fps=4)
+    assert fps == 4 and slow.shape[0] == 4
+    np.testing.assert_allclose(slow.mean((1, 2, 3)), [10, 70, 130, 190], atol=4)
+    fast, _ = read_video(tmp_path / "a.mp4", fps=24)
+    assert fast.shape[0] == 24
+
+
+def test_odd_sides_and_colours(tmp_path):
+    frame = np.zeros((49, 65, 3), dtype=np.uint8)
+    frame[..., 0] = 200
+    write_video(tmp_path / "red.mp4", [frame] * 3, fps=5)
+    frames, _ = read_video(tmp_path / "red.mp4")
+    assert frames.shape[1:3] == (48, 64)
+    assert frames[..., 0].mean() > 150 > 60 > frames[..., 2].mean()
+
+
+def test_bad_videos_are_named(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="no such video"):
+        read_video(tmp_path / "gone.mp4")
+    (tmp_path / "bad.mp4").write_bytes(b"not a video" * 50)
+    with pytest.raises(DataError, match=r"bad\.mp4: cannot decode"):
+        read_video(tmp_path / "bad.mp4")
+    with pytest.raises(ValueError, match="positive"):
+        read_video(tmp_path / "bad.mp4", fps=0)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(DataError, match="pip install decord"):
+        read_video(tmp_path / "bad.mp4")
+
+
+def test_a_failed_video_keeps_the_old_one(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="no frame"):
+        write_video(path, [], fps=6)
+    with pytest.raises(ValueError, match="one size"):
+        write_video(path, [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)], fps=6)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_overlay_fills_and_outlines():
+    frame = np.full((200, 200, 3), 100, dtype=np.uint8)
+    mask = np.zeros((200, 200), dtype=bool)
+    mask[20:60, 20:60] = True
+    truth = np.zeros((200, 200), dtype=np.uint8)
+    truth[100:150, 100:150] = 1
+    picture = draw_overlay(frame, [mask], colours=[(200, 0, 0)], alpha=0.5, truth=[truth])
+    assert (frame == 100).all()  # the frame itself is not painted on
+    assert picture[40, 40].tolist() == [150, 50, 50] and picture[10, 10].tolist() == [100, 100, 100]
+    assert picture[100, 120].tolist() == [255, 255, 255] and picture[125, 125].tolist() == [100, 100, 100]
+    with pytest.raises(ValueError, match="does not fit"):
+        draw_overlay(frame, [mask[:50]])
+
+
+def test_small_frames_are_enlarged_whole():
+    frame = np.arange(64 * 80 * 3, dtype=np.uint8).reshape(64, 80, 3)
+    picture = draw_overlay(frame, [])
+    assert picture.shape == (192, 240, 3)
+    np.testing.assert_array_equal(picture[::3, ::3], frame)
+
+
+def test_contact_sheet_has_every_picture():
+    red, blue = np.zeros((30, 40, 3), np.uint8), np.zeros((60, 40, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 250, 250
+    sheet = contact_sheet(
+        [[red, red, red], [blue]],
+        row_captions=["What moves “left” — and why? " * 5, ""],
+        frame_captions=[["0", "1", "2"], ["frame 7"]],
+        title="A title",
+        frame_width=80,
+        marks=[[True, False, True]],
+    )
+    assert sheet.dtype == np.uint8 and sheet.shape[1] == 3 * 84 + 4
+    assert (sheet == [250, 0, 0]).all(-1).sum() == 3 * 80 * 60
+    assert (sheet == [0, 0, 250]).all(-1).sum() == 80 * 120
+    with pytest.raises(ValueError, match="at least one picture"):
+        contact_sheet([[], []])
+
+
+def test_text_wraps():
+    assert text_strip("word " * 40, 120).shape[0] > 3 * text_strip("word", 120).shape[0]
+    assert text_strip("", 50).shape[1] == 50
