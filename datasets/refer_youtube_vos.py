@@ -1,0 +1,95 @@
+"""Refer-YouTube-VOS: one record per object of a video, with every expression of that object.
+
+Layout (as published)::
+
+    ROOT/train/JPEGImages/VIDEO/FRAME.jpg
+    ROOT/train/Annotations/VIDEO/FRAME.png          palette PNG, pixel = object id
+    ROOT/meta_expressions/train/meta_expressions.json
+        {"videos": {VIDEO: {"frames": [FRAME, ...], "expressions": {ID: {"exp": str, "obj_id": str}}}}}
+
+``meta.json`` (object categories) is not needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets.corpus import (
+    Corpus,
+    IdMasks,
+    caption,
+    files_by_stem,
+    find_named,
+    get_field,
+    ordered_frame_names,
+    videos_of,
+)
+from datasets.sample import Query, VideoRecord
+from utils.errors import Problems
+from utils.files import read_json
+from utils.masks import IdMaskCache
+
+
+class ReferYoutubeVos(Corpus):
+    """Refer-YouTube-VOS.
+
+    Args:
+        root: the folder that holds ``train/`` and ``meta_expressions/``.
+        split: "train" (other splits are published without masks).
+        on_problem: "raise" or "skip"; see :class:`datasets.corpus.Corpus`.
+
+    Raises:
+        DataError: the annotation file is missing or malformed, or (with "raise") there is any mistake; all are listed.
+    """
+
+    name = "refer_video_seg"
+
+    def __init__(self, root: str | Path, split: str = "train", on_problem: str = "raise"):
+        root = Path(root)
+        source = root / "meta_expressions" / split / "meta_expressions.json"
+        videos = videos_of(read_json(source), source)
+        problems, records, cache = Problems(), [], IdMaskCache()
+        for video_id, video in videos.items():
+            records += _read_video(root / split, video_id, video, cache, problems)
+        super().__init__(source, records, problems, on_problem)
+
+
+def _read_video(folder: Path, video_id: str, video: Any, cache: IdMaskCache, problems: Problems) -> list[VideoRecord]:
+    """The records of one video; empty if it cannot be used at all."""
+    where = f"video {video_id}"
+    if not isinstance(video, dict):
+        problems.add(where, f"must be an object with 'frames' and 'expressions', not {type(video).__name__}")
+        return []
+    names = ordered_frame_names(video, where, problems)
+    by_object = _expressions_by_object(video, where, problems)
+    if names is None:
+        return []
+    images, masks = folder / "JPEGImages" / video_id, folder / "Annotations" / video_id
+    frame_paths = find_named(names, files_by_stem(images, ".jpg"), images, "frame", where, problems)
+    mask_paths = find_named(names, files_by_stem(masks, ".png"), masks, "mask", where, problems)
+    if frame_paths is None or mask_paths is None:
+        return []
+    read = IdMasks(video_id, frame_paths, mask_paths, cache)
+    return [
+        VideoRecord(ReferYoutubeVos.name, video_id, frame_paths, tuple(queries), read) for queries in by_object.values()
+    ]
+
+
+def _expressions_by_object(video: dict[str, Any], where: str, problems: Problems) -> dict[int, list[Query]]:
+    """Queries by object id, objects in order of first mention."""
+    by_object: dict[int, list[Query]] = {}
+    for query_id, entry in (get_field(video, "expressions", dict, where, problems) or {}).items():
+        place = f"{where}, expression {query_id}"
+        if not isinstance(entry, dict):
+            problems.add(place, f"must be an object with 'exp' and 'obj_id', not {type(entry).__name__}")
+            continue
+        text = get_field(entry, "exp", str, place, problems)
+        number = get_field(entry, "obj_id", str, place, problems)
+        if number is not None and not (number.strip().isdecimal() and 1 <= int(number) <= 255):
+            problems.add(place, f"'obj_id' must be a number from 1 to 255 in quotes, not {number!r}")
+            number = None
+        if text is not None and number is not None:
+            query = Query(query_id, caption(text), is_question=False, object_ids=(int(number),))
+            by_object.setdefault(int(number), []).append(query)
+    return by_object
