@@ -1,0 +1,219 @@
+"""From drawn samples to the tensors of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datasets.conversation import (
+    SEG,
+    build_example,
+    check_answer_style,
+    groundmore_question,
+    segmentation_answer,
+    segmentation_question,
+    template_named,
+)
+from datasets.preprocess import ClipPreprocessor, SamPreprocessor
+from datasets.sample import Query, VideoSample
+from datasets.tokenization import MoraTokenizer
+from utils.batch import MoraBatch, QuestionTensors, VideoTensors
+from utils.errors import ConfigError, DataError
+from utils.video import read_frame
+
+OUTSIDE_WINDOW = ("zero", "ignore")
+_PROCESS = 3
+"""This room's stream of chance; the mixture has others of the same seed."""
+
+
+@dataclass
+class SampleProcessor:
+    """Turns a :class:`VideoSample` into :class:`VideoTensors`.
+
+    Attributes:
+        tokenizer: has [SEG], and [LOC] if ``with_loc``.
+        sam_size: side of SAM's input; clip_size: side of the vision tower's; clip_resize: "crop", "pad" or "squash".
+        template: name of a conversation template.
+        answer_style: "fixed", "name" or "bare".
+        with_loc: ask for [LOC] where the query has a window.
+        loc_for_referring: ask for it also where there is no window; then every frame counts as inside.
+        outside_window: what supervises the masks of frames outside the window. "zero": an empty mask. "ignore":
+            nothing; the object is there, but the question does not ask for it then.
+        mask_frames: how many of the T frames have their masks supervised, drawn anew each time; 0: all that may be.
+        max_length: most text tokens of a conversation; a longer one is an error. None: no limit.
+        truncate_like_original: cut it instead, as LISA did.
+
+    Raises:
+        ConfigError: a value is not one of those above.
+        TokenizerError: the tokenizer lacks a token.
+    """
+
+    tokenizer: MoraTokenizer
+    sam_size: int
+    clip_size: int
+    clip_resize: str = "crop"
+    template: str = "llava_llama_2"
+    answer_style: str = "fixed"
+    with_loc: bool = True
+    loc_for_referring: bool = False
+    outside_window: str = "zero"
+    mask_frames: int = 0
+    max_length: int | None = None
+    truncate_like_original: bool = False
+
+    def __post_init__(self):
+        template_named(self.template)
+        check_answer_style(self.answer_style)
+        if self.outside_window not in OUTSIDE_WINDOW:
+            raise ConfigError(
+                f"outside_window {self.outside_window!r} is unknown; choose one of {', '.join(OUTSIDE_WINDOW)}"
+            )
+        if self.mask_frames < 0:
+            raise ConfigError(f"mask_frames must be 0 (all) or more, not {self.mask_frames}")
+        self._seg_id = self.tokenizer.id_of(SEG)
+        if self.with_loc:
+            self.tokenizer.id_of("[LOC]")
+        self._sam = SamPreprocessor(self.sam_size)
+        self._clip = ClipPreprocessor(self.clip_size, self.clip_resize)
+
+    def __call__(self, sample: VideoSample, rng: np.random.Generator) -> VideoTensors:
+        """Read, preprocess and tokenise one sample. Each frame is read once, and only the masks that are needed.
+
+        Args:
+            sample: frames and queries of a record.
+            rng: draws wordings and supervised frames.
+
+        Raises:
+            DataError: a frame or mask is unreadable or of another size, or a conversation is too long.
+        """
+        frames = self._read_frames(sample)
+        height, width = frames[0].shape[:2]
+        return VideoTensors(
+            video_id=sample.record.video_id,
+            clip_pixels=self._clip(frames),
+            sam_pixels=self._sam(frames),
+            resized_size=self._sam.resized_size(height, width),
+            original_size=(height, width),
+            questions=[self._question(sample, query, (height, width), rng) for query in sample.queries],
+        )
+
+    def _read_frames(self, sample: VideoSample) -> list[np.ndarray]:
+        """uint8 RGB [H, W, 3] for every sampled frame; a repeated one is read once.
+
+        Raises:
+            DataError: frames differ in size.
+        """
+        paths = sample.record.frame_paths
+        indices = [int(index) for index in sample.frame_indices]
+        read = {index: read_frame(paths[index]) for index in dict.fromkeys(indices)}
+        first = indices[0]
+        for index, frame in read.items():
+            if frame.shape != read[first].shape:
+                raise DataError(
+                    f"{paths[index]} is {_size(frame)}, but {paths[first]} of the same clip is {_size(read[first])} "
+                    "(height x width); extract the clip's frames at one size"
+                )
+        return [read[index] for index in indices]
+
+    def _question(
+        self, sample: VideoSample, query: Query, size: tuple[int, int], rng: np.random.Generator
+    ) -> QuestionTensors:
+        """Tokens and targets of one query."""
+        asks_time = self.with_loc and (query.window is not None or self.loc_for_referring)
+        where = f"{sample.record.corpus} video {sample.record.video_id} query {query.query_id}"
+        if query.is_question:
+            question = groundmore_question(query.text, where)
+        else:
+            question = segmentation_question(query.text, rng, where=where)
+        answer = segmentation_answer(rng, self.answer_style, asks_time, query.answer, where)
+        input_ids, labels = build_example(
+            question,
+            answer,
+            self.template,
+            self.tokenizer,
+            self.max_length,
+            self.truncate_like_original,
+            where,
+        )
+        inside = query.in_window(sample.frame_indices)
+        positions = self._supervised(inside, rng)
+        tube = np.zeros((len(positions), *size), dtype=np.uint8)
+        for row, position in enumerate(positions):
+            if inside[position]:
+                tube[row] = self._read_mask(sample, query, int(sample.frame_indices[position]), size)
+        num_seg = int((input_ids == self._seg_id).sum())
+        return QuestionTensors(
+            input_ids=input_ids,
+            labels=labels,
+            masks=torch.from_numpy(tube).expand(num_seg, *tube.shape),
+            mask_frames=torch.from_numpy(positions),
+            in_window=torch.from_numpy(inside.astype(np.float32)) if asks_time else None,
+        )
+
+    def _supervised(self, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64 [m], increasing: positions among the sampled frames whose masks are supervised."""
+        allowed = np.flatnonzero(inside) if self.outside_window == "ignore" else np.arange(len(inside))
+        if 0 < self.mask_frames < len(allowed):
+            allowed = np.sort(rng.choice(allowed, size=self.mask_frames, replace=False))
+        return allowed.astype(np.int64)
+
+    def _read_mask(self, sample: VideoSample, query: Query, index: int, size: tuple[int, int]) -> np.ndarray:
+        """bool [H, W]: the query's objects on a frame of the clip.
+
+        Raises:
+            DataError: the mask is not as large as the frame.
+        """
+        mask = sample.record.read_object_mask(query, index)
+        if mask.shape != size:
+            raise DataError(
+                f"{sample.record.frame_paths[index]} is {size[0]} x {size[1]}, but its mask for {sample.record.corpus} "
+                f"video {sample.record.video_id} query {query.query_id} is {_size(mask)} (height x width); "
+                "extract frames and masks at one size"
+            )
+        return mask
+
+
+def _size(array: np.ndarray) -> str:
+    """Height and width of an image or mask, for messages."""
+    return f"{array.shape[0]} x {array.shape[1]}"
+
+
+def collate(videos: Sequence[VideoTensors]) -> MoraBatch:
+    """Put videos into one micro-batch; nothing is padded, so frames, questions and sizes may differ."""
+    return MoraBatch(list(videos))
+
+
+class SampleSource(Protocol):
+    """What draws samples: a mixture, or anything indexed like one."""
+
+    def __getitem__(self, index: int) -> VideoSample: ...
+
+
+class CorpusDataset(Dataset):
+    """Item i: sample i of a mixture, processed. A pure function of the seed and i, on any worker, after any restart.
+
+    It has no length; a sampler says which numbers a step sees.
+
+    Args:
+        source: ``source[i]`` is a pure function of i.
+        processor: turns samples into tensors.
+        seed: for wordings and supervised frames; may be the mixture's own.
+    """
+
+    def __init__(self, source: SampleSource, processor: SampleProcessor, seed: int):
+        self.source = source
+        self.processor = processor
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> VideoTensors:
+        """Item ``index`` (0 or more).
+
+        Raises:
+            DataError: a file it needs cannot be used; the message names it.
+        """
+        return self.processor(self.source[index], np.random.default_rng([self.seed, _PROCESS, index]))

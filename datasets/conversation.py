@@ -1,0 +1,347 @@
+"""Conversations: templates, questions, answers, and their tokens with labels on the answers only.
+
+The strings of ``llava_llama_2`` and ``llava_v1``, the question and answer lists and the label rule are those that LISA
+(Lai et al., 2023) and MoRA (Deng et al., 2025) were trained with; published weights need them byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from datasets.tokenization import MoraTokenizer
+from utils.batch import IGNORE_INDEX
+from utils.errors import ConfigError, DataError
+
+IMAGE = "<image>"
+RESERVED = ("<image>", "<im_start>", "<im_end>", "<im_patch>", "[SEG]", "[LOC]", "<s>", "</s>", "<unk>")
+"""Strings that are tokens of their own; a corpus or a user may not write them into a question."""
+
+IMAGE_WITH_ENDS = "<im_start><image><im_end>"
+SEG = "[SEG]"
+LOC = "[LOC]"
+
+SHORT_QUESTIONS = (
+    "<image>\nCan you segment the {text} in this image?",
+    "<image>\nPlease segment the {text} in this image.",
+    "<image>\nWhat is {text} in this image? Please respond with segmentation mask.",
+    "<image>\nWhat is {text} in this image? Please output segmentation mask.",
+)
+"""LISA's questions about a named thing ("image" is kept for video, as MoRA does)."""
+
+LONG_QUESTIONS = (
+    "<image>\n{text} Please respond with segmentation mask.",
+    "<image>\n{text} Please output segmentation mask.",
+)
+"""LISA's questions that are whole sentences."""
+
+GROUNDMORE_QUESTION = "<image>\n{text} Please respond with masks."
+"""The prompt of GroundMoRe's evaluation; the question keeps its case."""
+
+ANSWERS = (
+    "It is [SEG].",
+    "Sure, [SEG].",
+    "Sure, it is [SEG].",
+    "Sure, the segmentation result is [SEG].",
+    "[SEG].",
+)
+ANSWERS_WITH_LOC = (
+    "It is [SEG], [LOC].",
+    "Sure, [SEG], [LOC].",
+    "Sure, it is [SEG], [LOC].",
+    "Sure, the target object is [SEG], and the temporal boundary is [LOC].",
+    "[SEG], [LOC].",
+)
+"""LISA's answers with a time; the fourth is the one in figure 3 of the GroundMoRe paper."""
+
+ANSWER_STYLES = ("fixed", "name", "bare")
+"""fixed: one of ANSWERS; name: names the answer object first; bare: only the tokens, "[SEG], [LOC]"."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns are written into one string.
+
+    Attributes:
+        name: key in TEMPLATES.
+        first: before the first user message (system text included); later: before every other one; ``{bos}`` in it
+            stands for the tokenizer's BOS string.
+        ask: between a user message and where its answer begins; a prompt ends with it.
+        lead, tail: before and after an answer; the end-of-sequence string follows the tail.
+    """
+
+    name: str
+    first: str
+    later: str
+    ask: str
+    lead: str = " "
+    tail: str = ""
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        Template(
+            name="llava_llama_2",
+            first="[INST] <<SYS>>\nYou are a helpful language and vision assistant. "
+            "You are able to understand the visual content that the user provides, "
+            "and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n",
+            later="{bos}[INST] ",
+            ask=" [/INST]",
+            tail=" ",
+        ),
+        Template(
+            name="llava_v1",
+            first="A chat between a curious human and an artificial intelligence assistant. "
+            "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ",
+            later="USER: ",
+            ask=" ASSISTANT:",
+        ),
+        Template(name="plain", first="USER: ", later="USER: ", ask=" ASSISTANT:"),
+    )
+}
+
+
+class Turn(NamedTuple):
+    """A user message (with ``<image>`` where the frames go, usually in the first turn) and its answer."""
+
+    user: str
+    answer: str | None
+
+
+def template_named(name: str) -> Template:
+    """The template of that name.
+
+    Raises:
+        ConfigError: unknown name; the message lists the known ones.
+    """
+    if name not in TEMPLATES:
+        raise ConfigError(f"conversation template {name!r} is unknown; choose one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def render(
+    turns: Sequence[Turn], template: Template | str, bos: str = "<s>", eos: str = "</s>"
+) -> tuple[str, list[tuple[int, int]]]:
+    """Write turns as one string; the one place where prompts are made, for training and inference alike.
+
+    Args:
+        turns: at least one; only the last may have ``answer=None``, then the text ends where that answer begins.
+        template: a Template or its name.
+        bos, eos: the tokenizer's own strings; the leading BOS is left to the tokenizer.
+
+    Returns:
+        The text, with ``<image>`` written as ``<im_start><image><im_end>``, and for every answer its character span
+        [begin, end), from right after the prompt to right after the end-of-sequence string.
+    """
+    template = template_named(template) if isinstance(template, str) else template
+    text = ""
+    spans = []
+    for index, (user, answer) in enumerate(turns):
+        opening = template.first if index == 0 else template.later.replace("{bos}", bos)
+        text += opening + user.replace(IMAGE, IMAGE_WITH_ENDS) + template.ask
+        if answer is None:
+            if index != len(turns) - 1:
+                raise ValueError(f"turn {index} has no answer but is not the last one")
+            break
+        begin = len(text)
+        text += template.lead + answer + template.tail + eos
+        spans.append((begin, len(text)))
+    return text, spans
+
+
+def build_prompt(question_text: str, template: Template | str) -> str:
+    """The text a model is asked with: system text and user message, ending where the answer begins.
+
+    Args:
+        question_text: the user message, e.g. from :func:`groundmore_question`.
+        template: a Template or its name.
+    """
+    return render([Turn(question_text, None)], template)[0]
+
+
+def build_example(
+    question_text: str,
+    answer_text: str,
+    template: Template | str,
+    tokenizer: MoraTokenizer,
+    max_length: int | None = None,
+    truncate_like_original: bool = False,
+    where: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One question and its answer as tokens; see :func:`build_conversation`."""
+    turns = [Turn(question_text, answer_text)]
+    return build_conversation(turns, template, tokenizer, max_length, truncate_like_original, where)
+
+
+def build_conversation(
+    turns: Sequence[Turn],
+    template: Template | str,
+    tokenizer: MoraTokenizer,
+    max_length: int | None = None,
+    truncate_like_original: bool = False,
+    where: str = "",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels of a conversation; only tokens that begin inside an answer are labelled.
+
+    Args:
+        turns: at least one, all answered.
+        template: a Template or its name.
+        tokenizer: from ``load_tokenizer``.
+        max_length: most text tokens a row may have (the original: model_max_length - number of visual tokens + 1).
+        truncate_like_original: cut a longer row silently, as LISA did when training: it may lose its answer and then
+            teaches nothing. Default: refuse.
+        where: names the question in messages.
+
+    Returns:
+        input_ids int64 [L] with IMAGE_TOKEN_INDEX at ``<image>``, labels int64 [L] with IGNORE_INDEX elsewhere.
+
+    Raises:
+        DataError: longer than ``max_length`` and not ``truncate_like_original``.
+    """
+    text, spans = render(turns, template, tokenizer.bos_token, tokenizer.eos_token)
+    ids, starts = tokenizer.encode_with_offsets(text)
+    labels = [IGNORE_INDEX] * len(ids)
+    for begin, end in spans:
+        for position, start in enumerate(starts):
+            if begin <= start < end:
+                labels[position] = ids[position]
+    if max_length is not None and len(ids) > max_length:
+        if not truncate_like_original:
+            raise DataError(
+                f"{where or repr(turns[0].user)}: the conversation has {len(ids)} tokens, more than the {max_length} "
+                "that fit; shorten the question or raise the model's maximum length"
+            )
+        ids, labels = ids[:max_length], labels[:max_length]
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
+
+
+def encode_prompt(question_text: str, template: Template | str, tokenizer: MoraTokenizer) -> torch.Tensor:
+    """Tokens of :func:`build_prompt`: int64 [P], IMAGE_TOKEN_INDEX where the frames go."""
+    text, _ = render([Turn(question_text, None)], template, tokenizer.bos_token, tokenizer.eos_token)
+    return torch.tensor(tokenizer.encode_with_image(text), dtype=torch.int64)
+
+
+def encode_forced_answer(
+    question_text: str, answer_text: str, template: Template | str, tokenizer: MoraTokenizer
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split one taught example at the point where its answer begins.
+
+    Returns:
+        prompt int64 [P] and answer int64 [A], end of sequence included; joined they are exactly what training sees.
+    """
+    input_ids, labels = build_example(question_text, answer_text, template, tokenizer)
+    answered = int((labels != IGNORE_INDEX).nonzero()[0])
+    return input_ids[:answered], input_ids[answered:]
+
+
+def check_free_text(text: str, where: str = "") -> str:
+    """Return a text from outside (question, expression, name) without the spaces around it.
+
+    Args:
+        text: any text.
+        where: names its source in the message.
+
+    Raises:
+        DataError: it is empty, or holds a string that is a token; [SEG] in a question would be read out as an answer.
+    """
+    found = [token for token in RESERVED if token in text]
+    if found:
+        raise DataError(
+            f"{where or 'text'}: {text!r} holds {', '.join(found)}, which the model reads as tokens; reword it"
+        )
+    if not text.strip():
+        raise DataError(f"{where or 'text'}: it is empty; every question needs words")
+    return text.strip()
+
+
+def segmentation_question(text: str, rng: np.random.Generator, is_sentence: bool | None = None, where: str = "") -> str:
+    """A user message that asks for what an expression refers to.
+
+    Args:
+        text: "the red car turning left", or a whole question; lower-cased and its spaces collapsed, as when
+            LISA and MoRA were trained.
+        rng: draws among the wordings.
+        is_sentence: whole sentence (LONG_QUESTIONS) or name (SHORT_QUESTIONS); None: a sentence ends with "?".
+        where: names the question in messages.
+
+    Raises:
+        DataError: see :func:`check_free_text`.
+    """
+    text = " ".join(check_free_text(text, where).lower().split())
+    if is_sentence is None:
+        is_sentence = text.endswith("?")
+    choices = LONG_QUESTIONS if is_sentence else SHORT_QUESTIONS
+    return choices[int(rng.integers(len(choices)))].replace("{text}", text)
+
+
+def groundmore_question(text: str, where: str = "") -> str:
+    """The user message for a GroundMoRe question, in training and evaluation; the question keeps its case.
+
+    Args:
+        text: the question as the corpus has it.
+        where: names it in messages.
+
+    Raises:
+        DataError: see :func:`check_free_text`.
+    """
+    return GROUNDMORE_QUESTION.replace("{text}", check_free_text(text, where))
+
+
+def check_answer_style(style: str) -> str:
+    """Return ``style``.
+
+    Raises:
+        ConfigError: unknown style; the message lists the known ones.
+    """
+    if style not in ANSWER_STYLES:
+        raise ConfigError(f"answer style {style!r} is unknown; choose one of {', '.join(ANSWER_STYLES)}")
+    return style
+
+
+def segmentation_answer(
+    rng: np.random.Generator,
+    style: str = "fixed",
+    with_loc: bool = False,
+    answer: str | None = None,
+    where: str = "",
+) -> str:
+    """The answer taught for one target; exactly one [SEG], which stands for the union of the answer objects.
+
+    Args:
+        rng: draws among the wordings of style "fixed".
+        style: one of ANSWER_STYLES; "name" without ``answer`` falls back to "fixed".
+        with_loc: add one [LOC].
+        answer: name of the answer object ("the red circle").
+        where: names the question in messages.
+
+    Raises:
+        ConfigError: unknown style.
+        DataError: see :func:`check_free_text`.
+    """
+    check_answer_style(style)
+    if style == "name" and answer and answer.strip(" ."):
+        name = " ".join(check_free_text(answer, where).strip(" .").split())
+        return f"It is {name} [SEG] [LOC]." if with_loc else f"It is {name} [SEG]."
+    if style == "bare":
+        return "[SEG], [LOC]" if with_loc else "[SEG]"
+    choices = ANSWERS_WITH_LOC if with_loc else ANSWERS
+    return choices[int(rng.integers(len(choices)))]
+
+
+def forced_answer(with_loc: bool, style: str = "fixed") -> str:
+    """The answer put into the model's mouth when evaluation does not let it generate.
+
+    It is one of the answers taught by "fixed" and "bare"; for "name" it leaves the name out, since an evaluation may
+    not know it.
+    """
+    check_answer_style(style)
+    if style == "fixed":
+        return "Sure, [SEG], [LOC]." if with_loc else "Sure, [SEG]."
+    if style == "name":
+        return "It is [SEG] [LOC]." if with_loc else "It is [SEG]."
+    return "[SEG], [LOC]" if with_loc else "[SEG]"

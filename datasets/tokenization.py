@@ -1,0 +1,366 @@
+"""Tokenizers: published Llama sentencepiece folders with their old added-token rule, and ``tokenizer.json`` folders.
+
+LISA's and MoRA's weights were trained with the slow Llama tokenizer of transformers 4.31, which strips the text on both
+sides of ``[SEG]``, ``<im_start>`` and ``<im_end>`` before it is cut into pieces. Later versions open the same folder
+with other ids. Rule "legacy" is the old one; rule "plain" leaves the text as it is, for bases that never saw the old.
+"""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import sentencepiece
+import tokenizers
+
+from utils.batch import IMAGE_TOKEN_INDEX
+from utils.errors import ConfigError, MoraError, TokenizerError
+from utils.files import atomic_write, read_json, write_json
+
+RULES = ("legacy", "plain")
+RULE_KEY = "mora_tokenization"
+"""Key of tokenizer_config.json under which a saved folder remembers its rule."""
+
+IMAGE = "<image>"
+_SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class _Special(NamedTuple):
+    """A special token as its files describe it; ``strips``: (left, right) text is stripped next to it."""
+
+    content: str
+    strips: tuple[bool, bool]
+
+
+def _read_specials(folder: Path, config: dict) -> dict[str, _Special]:
+    """Special tokens by key, as transformers 4.31 ends up with them.
+
+    tokenizer_config.json is read first, where a bare string means "do not strip" (LlamaTokenizer wraps it so);
+    special_tokens_map.json overrides it, and there a bare string means "strip both sides".
+    """
+    specials = {"bos_token": _Special("<s>", (False, False)), "eos_token": _Special("</s>", (False, False))}
+    specials["unk_token"] = _Special("<unk>", (False, False))
+    path = folder / "special_tokens_map.json"
+    overrides = read_json(path) if path.is_file() else {}
+    for source, bare in ((config, (False, False)), (overrides, (True, True))):
+        for key in _SPECIAL_KEYS:
+            value = source.get(key)
+            if isinstance(value, dict):
+                strips = (bool(value.get("lstrip", False)), bool(value.get("rstrip", False)))
+                specials[key] = _Special(value["content"], strips)
+            elif isinstance(value, str):
+                specials[key] = _Special(value, bare)
+        for index, value in enumerate(source.get("additional_special_tokens") or ()):
+            content = value["content"] if isinstance(value, dict) else value
+            strips = (bool(value.get("lstrip")), bool(value.get("rstrip"))) if isinstance(value, dict) else (True, True)
+            specials[f"additional_{index}"] = _Special(content, strips)
+    return specials
+
+
+class MoraTokenizer(abc.ABC):
+    """Text to ids and back, with LLaVA's image placeholder; made by :func:`load_tokenizer`.
+
+    Attributes:
+        rule: "legacy" or "plain".
+        bos_token, eos_token, unk_token, pad_token: strings (no pad token in the files: unk, as LISA sets it).
+        bos_id, eos_id, pad_id: their ids.
+    """
+
+    def __init__(self, folder: Path, rule: str, config: dict, specials: dict[str, _Special]):
+        self.folder = folder
+        self.rule = rule
+        self.config = config
+        self.specials = specials
+        self.bos_token = specials["bos_token"].content
+        self.eos_token = specials["eos_token"].content
+        self.unk_token = specials["unk_token"].content
+        self.pad_token = specials.get("pad_token", specials["unk_token"]).content
+        self.bos_id, self.eos_id, self.pad_id = map(self.id_of, (self.bos_token, self.eos_token, self.pad_token))
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of ids, added tokens included: the rows an embedding needs."""
+
+    @abc.abstractmethod
+    def find(self, token: str) -> int | None:
+        """Id of one token of the vocabulary, None if it has no such token."""
+
+    @abc.abstractmethod
+    def add_tokens(self, new_tokens: Sequence[str]) -> int:
+        """Append tokens that the vocabulary lacks, as ordinary (not special) added tokens.
+
+        Returns:
+            How many were new.
+        """
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of ids; negative ids (image placeholder, ignored labels) are left out.
+
+        Args:
+            ids: any iterable of integers.
+            skip_special_tokens: leave out BOS, EOS, unk and pad; ``[SEG]`` and the like stay.
+        """
+
+    @abc.abstractmethod
+    def _pieces(self, text: str) -> list[tuple[int, int]]:
+        """(id, character where the piece begins) for a text without image placeholder; no BOS."""
+
+    @abc.abstractmethod
+    def _write_vocabulary(self, folder: Path) -> None:
+        """Write the files that hold the vocabulary, in the format they were read from."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, BOS first."""
+        return [self.bos_id, *(token for token, _ in self._pieces(text))]
+
+    def encode_with_image(self, text: str) -> list[int]:
+        """Ids of a text, BOS first, IMAGE_TOKEN_INDEX at every ``<image>``; each chunk between is cut on its own."""
+        return self.encode_with_offsets(text)[0]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """As :meth:`encode_with_image`, with the character of ``text`` where each id begins.
+
+        Returns:
+            ids and begins, equally long; BOS begins at -1. A piece that takes the space before a word begins at it.
+        """
+        ids, begins = [self.bos_id], [-1]
+        position = 0
+        for index, chunk in enumerate(text.split(IMAGE)):
+            if index:
+                ids.append(IMAGE_TOKEN_INDEX)
+                begins.append(position)
+                position += len(IMAGE)
+            for token, begin in self._pieces(chunk):
+                ids.append(token)
+                begins.append(position + begin)
+            position += len(chunk)
+        return ids, begins
+
+    def id_of(self, token: str) -> int:
+        """Id of one token such as ``[SEG]``.
+
+        Raises:
+            TokenizerError: the vocabulary has no such token (or it is the unknown one).
+        """
+        found = self.find(token)
+        if found is None:
+            raise TokenizerError(
+                f"{self.folder}: the tokenizer has no token {token!r}; take the tokenizer that belongs to the MoRA or "
+                f'LISA weights, or add it with add_tokens(["{token}"]) and train its embedding'
+            )
+        return found
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that :func:`load_tokenizer` opens as the same tokenizer; other files in it are kept.
+
+        Raises:
+            OSError: when the disk is full; each file is either the old one or the new one.
+        """
+        folder = Path(folder)
+        self._write_vocabulary(folder)
+        source = self.folder / "special_tokens_map.json"
+        if source.is_file():
+            write_json(folder / source.name, read_json(source))
+        write_json(folder / "tokenizer_config.json", {**self.config, RULE_KEY: self.rule})
+
+
+class SentencePieceTokenizer(MoraTokenizer):
+    """A published Llama folder: ``tokenizer.model``, ``added_tokens.json``, cut by the sentencepiece library."""
+
+    def __init__(self, folder: Path, rule: str, config: dict):
+        self._model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        self._model_bytes = (folder / "tokenizer.model").read_bytes()
+        path = folder / "added_tokens.json"
+        self._added: dict[str, int] = dict(read_json(path)) if path.is_file() else {}
+        super().__init__(folder, rule, config, _read_specials(folder, config))
+        self._compile()
+
+    def _compile(self) -> None:
+        """Prepare what depends on the added tokens."""
+        self._names = {token: name for name, token in self._added.items()}
+        atoms = {special.content for special in self.specials.values()} | set(self._added)
+        longest_first = sorted(atoms, key=lambda atom: (-len(atom), atom))
+        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._atoms = atoms
+        # In 4.31 a token strips both sides unless its files describe it as an AddedToken that does not.
+        self._strips = {special.content: special.strips for special in self.specials.values()}
+        for special in self.specials.values():
+            if special.strips != (True, True):
+                self._strips[special.content] = special.strips
+
+    def __len__(self) -> int:
+        """Pieces of the model plus added tokens."""
+        return self._model.get_piece_size() + len(self._added)
+
+    def find(self, token: str) -> int | None:
+        """Id of an added token or of a piece, None if there is neither."""
+        if token in self._added:
+            return self._added[token]
+        found = self._model.piece_to_id(token)
+        return None if found == self._model.unk_id() and token != self._model.id_to_piece(found) else found
+
+    def add_tokens(self, new_tokens: Sequence[str]) -> int:
+        """Append missing tokens behind the last id, in the given order; they strip as ``[SEG]`` does."""
+        missing = [token for token in dict.fromkeys(new_tokens) if self.find(token) is None]
+        for token in missing:
+            self._added[token] = len(self)
+        self._compile()
+        return len(missing)
+
+    def _pieces(self, text: str) -> list[tuple[int, int]]:
+        parts = self._split.split(text)
+        begins = [0]
+        for part in parts[:-1]:
+            begins.append(begins[-1] + len(part))
+        pieces = []
+        for index, part in enumerate(parts):
+            if part in self._atoms:
+                pieces.append((self.id_of(part), begins[index]))
+                continue
+            begin = begins[index]
+            if self.rule == "legacy":
+                if index > 0 and self._strips.get(parts[index - 1], (True, True))[1]:
+                    begin += len(part) - len(part.lstrip())
+                    part = part.lstrip()
+                if index + 1 < len(parts) and self._strips.get(parts[index + 1], (True, True))[0]:
+                    part = part.rstrip()
+            if part:
+                pieces += [(token, begin + offset) for token, offset in self._cut(part)]
+        return pieces
+
+    def _cut(self, text: str) -> list[tuple[int, int]]:
+        """(id, character where it begins) by sentencepiece alone; the space it puts in front begins at 0."""
+        surface = [0]  # character of ``text`` at every byte of " " + text
+        for index, character in enumerate(text.replace("▁", " ")):
+            surface += [index] * len(character.encode())
+        pieces = []
+        position = 0
+        for token, piece in zip(self._model.encode(text, out_type=int), self._model.encode(text, out_type=str)):
+            pieces.append((token, surface[min(position, len(surface) - 1)]))
+            position += 1 if self._model.is_byte(token) else len(piece.replace("▁", " ").encode())
+        if position != len(surface):
+            raise TokenizerError(
+                f"{self.folder}: tokenizer.model rewrites its text (normalisation), so answers cannot be located in "
+                "it; use a Llama tokenizer with identity normalisation"
+            )
+        return pieces
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """As in the base class; rule "legacy" puts the spaces around added tokens that transformers 4.31 puts."""
+        specials = {special.content for special in self.specials.values()}
+        runs: list[str | list[str]] = []
+        for token in map(int, ids):
+            if token < 0:
+                continue
+            name = self._names.get(token) or self._model.id_to_piece(token)
+            if skip_special_tokens and name in specials:
+                continue
+            if token in self._names:
+                runs.append(name)
+            elif runs and isinstance(runs[-1], list):
+                runs[-1].append(name)
+            else:
+                runs.append([name])
+        between = " " if self.rule == "legacy" else ""
+        return between.join(run if isinstance(run, str) else self._join(run, specials, between) for run in runs)
+
+    def _join(self, names: list[str], specials: set[str], between: str) -> str:
+        """Text of pieces; special tokens among them are written out, with 4.31's space before one that follows text."""
+        text = ""
+        current: list[str] = []
+        after_special = False
+        for index, name in enumerate(names):
+            if name in specials:
+                if index and not after_special:
+                    text += between
+                text += self._model.decode(current) + name
+                current = []
+            else:
+                current.append(name)
+            after_special = name in specials
+        return text + self._model.decode(current)
+
+    def _write_vocabulary(self, folder: Path) -> None:
+        with atomic_write(folder / "tokenizer.model") as stream:
+            stream.write(self._model_bytes)
+        write_json(folder / "added_tokens.json", self._added)
+
+
+class FastTokenizer(MoraTokenizer):
+    """A ``tokenizer.json`` folder, cut by the tokenizers library; rule "plain" only."""
+
+    def __init__(self, folder: Path, config: dict):
+        self._engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        super().__init__(folder, "plain", config, _read_specials(folder, config))
+
+    def __len__(self) -> int:
+        """Size of the vocabulary with added tokens."""
+        return self._engine.get_vocab_size(with_added_tokens=True)
+
+    def find(self, token: str) -> int | None:
+        """Id of a token, None if the vocabulary lacks it."""
+        return self._engine.token_to_id(token)
+
+    def add_tokens(self, new_tokens: Sequence[str]) -> int:
+        """Append missing tokens behind the last id, in the given order."""
+        missing = [token for token in dict.fromkeys(new_tokens) if self.find(token) is None]
+        return self._engine.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in missing])
+
+    def _pieces(self, text: str) -> list[tuple[int, int]]:
+        encoding = self._engine.encode(text, add_special_tokens=False)
+        return [(token, begin) for token, (begin, _) in zip(encoding.ids, encoding.offsets)]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """As in the base class."""
+        kept = [token for token in map(int, ids) if token >= 0]
+        if skip_special_tokens:
+            specials = {self.find(special.content) for special in self.specials.values()}
+            kept = [token for token in kept if token not in specials]
+        return self._engine.decode(kept, skip_special_tokens=False)
+
+    def _write_vocabulary(self, folder: Path) -> None:
+        with atomic_write(folder / "tokenizer.json", "w") as stream:
+            stream.write(self._engine.to_str(pretty=True))
+
+
+def load_tokenizer(folder: str | Path, rule: str | None = None) -> MoraTokenizer:
+    """Open a tokenizer folder.
+
+    Args:
+        folder: with ``tokenizer.json`` or ``tokenizer.model`` (a published LISA or MoRA folder has the latter).
+        rule: "legacy" (needs ``tokenizer.model``) or "plain"; None: the one the folder remembers, else "legacy" for a
+            ``tokenizer.model`` and "plain" for a ``tokenizer.json``.
+
+    Raises:
+        TokenizerError: neither file is there, a file is damaged, or the rule does not fit the files.
+        ConfigError: unknown rule.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    has_model, has_json = ((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    rule = rule or config.get(RULE_KEY) or ("legacy" if has_model else "plain")
+    if rule not in RULES:
+        raise ConfigError(f"tokenization rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
+    if not has_model and not has_json:
+        raise TokenizerError(
+            f"{folder}: neither tokenizer.model nor tokenizer.json is there; give the folder of a published or "
+            "exported model"
+        )
+    if rule == "legacy" and not has_model:
+        raise TokenizerError(
+            f"{folder}: the legacy rule cuts with sentencepiece and needs tokenizer.model, but only tokenizer.json is "
+            "there; copy tokenizer.model beside it, or use the plain rule if the weights never saw the legacy one"
+        )
+    fast = rule == "plain" and has_json
+    try:
+        return FastTokenizer(folder, config) if fast else SentencePieceTokenizer(folder, rule, config)
+    except MoraError:
+        raise
+    except Exception as error:  # both libraries raise their own and bare RuntimeError/Exception types
+        path = folder / ("tokenizer.json" if fast else "tokenizer.model")
+        raise TokenizerError(f"{path}: cannot be read ({error}); download or write the folder again") from error

@@ -1,0 +1,107 @@
+"""Preprocessing: equal to what the encoders were trained with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, ClipPreprocessor, SamPreprocessor
+from utils.errors import ConfigError
+
+
+def noise(height: int, width: int, count: int = 1) -> np.ndarray:
+    """Smooth enough that resizing matters, rough enough that a wrong filter shows."""
+    rng = np.random.default_rng([height, width])
+    return rng.integers(0, 256, size=(count, height, width, 3), dtype=np.uint8)
+
+
+def test_pixels_of_the_original(shared_data):
+    folder = shared_data / "lisa_golden"
+    golden = np.load(folder / "golden.npz")
+    videos = sorted(path.name for path in (folder / "frames").iterdir() if path.is_dir())
+    assert videos
+    sam, clip = SamPreprocessor(128), ClipPreprocessor(56)
+    for video in videos:
+        paths = sorted((folder / "frames" / video / "images").iterdir())
+        frames = [np.array(Image.open(path).convert("RGB")) for path in paths]
+        resized = np.stack([sam.resize(frame) for frame in frames])
+        np.testing.assert_array_equal(resized, golden[f"pre/{video}/sam_resized_u8"])
+        np.testing.assert_allclose(sam(frames), golden[f"pre/{video}/sam_input"], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(clip(frames), golden[f"pre/{video}/clip_pixels"], atol=1e-5, rtol=0)
+        size = frames[0].shape[:2]
+        assert sam.resized_size(*size) == tuple(golden[f"pre/{video}/resize_hw"])
+        assert size == tuple(golden[f"pre/{video}/orig_hw"])
+
+
+@pytest.mark.parametrize("size", [(48, 85), (85, 48), (56, 56), (97, 331), (57, 90), (30, 41), (200, 56)])
+def test_clip_crop_equals_the_image_processor(size):
+    module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    processor = module.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    frames = noise(*size, count=2)
+    wanted = processor(images=[Image.fromarray(frame) for frame in frames], return_tensors="np").pixel_values
+    np.testing.assert_allclose(ClipPreprocessor(56)(frames), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size, resized", [((720, 1280), (36, 64)), ((1280, 720), (64, 36)), ((64, 64), (64, 64))])
+def test_sam_square(size, resized):
+    sam = SamPreprocessor(64)
+    frames = noise(*size)
+    pixels = sam(frames)
+    height, width = resized
+    assert sam.resized_size(*size) == resized
+    assert pixels.shape == (1, 3, 64, 64) and pixels.dtype == torch.float32
+    assert (pixels[:, :, height:] == 0).all() and (pixels[:, :, :, width:] == 0).all()
+    picture = pixels[0, :, :height, :width].permute(1, 2, 0) * torch.tensor(SAM_STD) + torch.tensor(SAM_MEAN)
+    wanted = np.asarray(Image.fromarray(frames[0]).resize((width, height), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(picture, wanted, atol=1e-3)
+
+
+def test_sam_rounds_half_up_and_keeps_a_pixel():
+    assert SamPreprocessor(100).resized_size(200, 33) == (100, 17)
+    assert SamPreprocessor(100).resized_size(33, 200) == (17, 100)
+    assert SamPreprocessor(64).resized_size(1, 1000) == (1, 64)
+
+
+def clip_picture(pixels: torch.Tensor) -> np.ndarray:
+    """[3, c, c] -> 0..255 [c, c, 3]."""
+    return ((pixels.permute(1, 2, 0) * torch.tensor(CLIP_STD) + torch.tensor(CLIP_MEAN)) * 255).numpy()
+
+
+def test_clip_squash_and_pad_show_the_whole_frame():
+    frame = np.full((40, 80, 3), 128, dtype=np.uint8)
+    frame[:, :10] = 255  # the left edge, which a centre crop loses
+    crop, pad, squash = (clip_picture(ClipPreprocessor(32, mode)([frame])[0]) for mode in ("crop", "pad", "squash"))
+    assert crop.max() < 200
+    assert (squash[:, :3] > 200).all() and squash.shape == (32, 32, 3)
+    assert (pad[8:24, :3] > 200).all()
+    np.testing.assert_allclose(pad[:8], np.broadcast_to(np.array(CLIP_MEAN) * 255, (8, 32, 3)), atol=1e-3)
+    np.testing.assert_allclose(pad[24:], np.broadcast_to(np.array(CLIP_MEAN) * 255, (8, 32, 3)), atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("size", [(64, 64), (31, 64), (200, 7), (3, 5)])
+def test_clip_shape_for_any_size(mode, size):
+    pixels = ClipPreprocessor(32, mode)(noise(*size, count=2))
+    assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == torch.float32 and pixels.isfinite().all()
+
+
+def test_list_and_array_give_the_same_and_frames_stay_untouched():
+    frames = noise(20, 30, count=3)
+    before = frames.copy()
+    for preprocess in (SamPreprocessor(32), ClipPreprocessor(32)):
+        assert preprocess(frames).equal(preprocess(list(frames)))
+    np.testing.assert_array_equal(frames, before)
+
+
+def test_wrong_input_is_refused():
+    with pytest.raises(ConfigError, match="crop, pad, squash"):
+        ClipPreprocessor(32, "stretch")
+    for preprocess in (SamPreprocessor(32), ClipPreprocessor(32)):
+        with pytest.raises(ValueError, match="no frame"):
+            preprocess([])
+        with pytest.raises(ValueError, match="uint8"):
+            preprocess(noise(8, 8).astype(np.float32))
+        with pytest.raises(ValueError, match="one size"):
+            preprocess([noise(8, 8)[0], noise(8, 9)[0]])
