@@ -1,0 +1,197 @@
+"""Writing whole corpora: several processes, safe to interrupt, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from datasets.motion_world.layouts import GROUNDMORE_FPS, LAYOUTS, Layout
+from datasets.motion_world.settings import WorldSettings
+from datasets.motion_world.world import make_video
+from utils.errors import ConfigError
+from utils.files import read_json, write_json
+
+WORLD_VERSION = 1
+"""Counts changes of the world that change what a seed gives."""
+
+STAMP = "synthetic.json"
+"""In the root folder: what was written there, from which settings and seed."""
+
+_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """What to write.
+
+    Attributes:
+        name: key of LAYOUTS.
+        split: "train" or "test".
+        seed: of the corpus.
+        num_videos: at least 1.
+        settings: of the world.
+    """
+
+    name: str
+    split: str
+    seed: int
+    num_videos: int
+    settings: WorldSettings
+
+    def stamp(self) -> dict[str, Any]:
+        """What decides every byte of the corpus, as JSON holds it."""
+        values = {"world": WORLD_VERSION, "seed": self.seed, "num_videos": self.num_videos}
+        return json.loads(json.dumps({**values, "settings": dataclasses.asdict(self.settings)}))
+
+
+def write_corpora(root: str | Path, plans: list[CorpusPlan], workers: int = 1, overwrite: bool = False) -> None:
+    """Write corpora under ``root``; what an interrupted run has finished is kept, a finished corpus is left alone.
+
+    Args:
+        root: made if missing.
+        plans: one per corpus and split.
+        workers: processes; the result does not depend on it.
+        overwrite: delete what other settings have left there, instead of refusing.
+
+    Raises:
+        ConfigError: ``root`` holds the same corpus from other settings, or a plan cannot be carried out.
+        OSError: the disk is full or not writable; run again to continue.
+    """
+    root = Path(root)
+    layouts = [LAYOUTS[plan.name](root, plan.split) for plan in plans]
+    for plan in plans:
+        _check(plan)
+    stamps = _read_stamps(root)
+    for plan, layout in zip(plans, layouts):
+        known = stamps.get(_stamp_key(plan))
+        if known is not None and known["made_from"] != plan.stamp():
+            if not overwrite:
+                raise ConfigError(_clash(root, plan, known["made_from"]))
+            known = None
+        if known is None and (overwrite or any(path.exists() for path in layout.owned())):
+            _clear(root, plan, layout, overwrite)
+    for plan, layout in zip(plans, layouts):
+        known = _read_stamps(root).get(_stamp_key(plan))
+        if known is None or known["made_from"] != plan.stamp() or not known["complete"]:
+            _write_corpus(root, plan, layout, workers)
+
+
+def _check(plan: CorpusPlan) -> None:
+    if plan.num_videos < 1:
+        raise ConfigError(
+            f"{plan.name}: {plan.num_videos} videos asked for; ask for at least 1, or leave the corpus out"
+        )
+    if plan.seed < 0:
+        raise ConfigError(f"seed {plan.seed}: must not be negative")
+    if plan.name == "groundmore" and plan.settings.fps != GROUNDMORE_FPS:
+        raise ConfigError(f"fps {plan.settings.fps}: GroundMoRe counts at {GROUNDMORE_FPS} frames per second; use that")
+
+
+def _stamp_key(plan: CorpusPlan) -> str:
+    return f"{plan.name}/{plan.split}"
+
+
+def _read_stamps(root: Path) -> dict[str, dict[str, Any]]:
+    path = root / STAMP
+    if not path.exists():
+        return {}
+    stamps = read_json(path)
+    entries = stamps.get("corpora") if isinstance(stamps, dict) else None
+    if not isinstance(entries, dict) or not all({"made_from", "complete"} <= set(e) for e in entries.values()):
+        raise ConfigError(
+            f"{path}: not a stamp of this program ('corpora' is missing); move it or choose another --out"
+        )
+    return entries
+
+
+def _put_stamp(root: Path, plan: CorpusPlan, complete: bool) -> None:
+    stamps = _read_stamps(root)
+    stamps[_stamp_key(plan)] = {"made_from": plan.stamp(), "complete": complete}
+    write_json(root / STAMP, {"corpora": dict(sorted(stamps.items()))})
+
+
+def _clash(root: Path, plan: CorpusPlan, known: dict[str, Any]) -> str:
+    wanted = plan.stamp()
+    old, new = ({**stamp, **stamp["settings"]} for stamp in (known, wanted))
+    differences = [
+        f"{key} {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in new
+        if key != "settings" and old.get(key) != new.get(key)
+    ]
+    return (
+        f"{root}: holds {_stamp_key(plan)} from other settings ({'; '.join(differences)}); choose another --out, use "
+        "the same settings, or replace it with --overwrite"
+    )
+
+
+def _clear(root: Path, plan: CorpusPlan, layout: Layout, overwrite: bool) -> None:
+    """Remove what an earlier run has written; files that no stamp explains are removed only when told to."""
+    if not overwrite:
+        raise ConfigError(
+            f"{root}: {next(path for path in layout.owned() if path.exists())} is there already, but {STAMP} does not "
+            "say from what; choose another --out, or replace it with --overwrite"
+        )
+    for path in [*layout.owned(), *layout.leftovers(), _parts_folder(root, plan)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    stamps = _read_stamps(root)
+    if stamps.pop(_stamp_key(plan), None) is not None:
+        write_json(root / STAMP, {"corpora": stamps})
+
+
+def _parts_folder(root: Path, plan: CorpusPlan) -> Path:
+    return root / f".parts_{plan.name}_{plan.split}"
+
+
+def _part_file(root: Path, plan: CorpusPlan, first: int) -> Path:
+    return _parts_folder(root, plan) / f"{first:07d}.json"
+
+
+def _write_corpus(root: Path, plan: CorpusPlan, layout: Layout, workers: int) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    _put_stamp(root, plan, complete=False)
+    for folder in layout.image_folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in layout.leftovers():
+        shutil.rmtree(path)
+    chunks = range(0, plan.num_videos, _CHUNK)
+    missing = [first for first in chunks if not _part_file(root, plan, first).exists()]
+    left = sum(min(_CHUNK, plan.num_videos - first) for first in missing)
+    tasks = [(root, plan, first) for first in missing]
+    label = f"{plan.name} ({plan.split})"
+    with tqdm(total=plan.num_videos, initial=plan.num_videos - left, desc=label, unit="video") as bar:
+        if workers <= 1 or len(tasks) <= 1:
+            for task in tasks:
+                bar.update(_write_chunk(task))
+        else:
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(min(workers, len(tasks)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+                for written in pool.imap_unordered(_write_chunk, tasks):
+                    bar.update(written)
+    parts = [part for first in chunks for part in read_json(_part_file(root, plan, first))]
+    layout.write_annotations(parts)
+    _put_stamp(root, plan, complete=True)
+    shutil.rmtree(_parts_folder(root, plan))
+
+
+def _write_chunk(task: tuple[Path, CorpusPlan, int]) -> int:
+    """Write a few videos, then note their annotations, which marks them as done; returns how many."""
+    root, plan, first = task
+    layout = LAYOUTS[plan.name](root, plan.split)
+    numbers = range(first, min(first + _CHUNK, plan.num_videos))
+    parts = []
+    for number in numbers:
+        video = make_video(plan.seed, layout.first_index + number, plan.settings, plan.split)
+        parts.append(layout.write_video(video, plan.seed, number))
+    write_json(_part_file(root, plan, first), parts, indent=None)
+    return len(numbers)
