@@ -1,0 +1,1 @@
+"""Multimodal LLMs: frames and token ids in, hidden states out."""

@@ -1,0 +1,128 @@
+"""Build a model around tensors: no memory for weights that will be replaced, nothing left out silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from model.config import MoraConfig
+from model.convert.report import LoadReport
+from model.mora import MoraModel
+
+
+def empty_model(config: MoraConfig) -> MoraModel:
+    """A model whose parameters are on the meta device; its constant buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        return MoraModel(config)
+
+
+def assemble(
+    config: MoraConfig,
+    tensors: dict[str, Tensor],
+    report: LoadReport,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> MoraModel:
+    """Build a model of ``config`` holding ``tensors``.
+
+    Args:
+        config: the model's shape.
+        tensors: by the model's names; emptied as it goes, so that memory is not needed twice.
+        report: filled in.
+        device: where the model goes.
+        dtype: of all floating-point weights; None keeps that of the word embeddings in ``tensors``.
+        seed: for weights that are missing and allowed to be: these are newly initialised.
+        allow_missing: ``fnmatch`` patterns of such names.
+        allow_unexpected: patterns of tensors that may have no place.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape, with every name.
+    """
+    embeddings = tensors.get("language_model.model.embed_tokens.weight")
+    dtype = dtype or (torch.float32 if embeddings is None else embeddings.dtype)
+    model = empty_model(config)
+    tied = {"language_model.lm_head.weight"} if model.language_model.config.tie_word_embeddings else set()
+    fitting = _fitting(model, tensors, report, tied)
+    report.raise_if_bad(allow_missing, allow_unexpected)
+    for name in fitting:
+        tensor = tensors.pop(name)
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        # A copy even where nothing changes: the source may be a view of a file that is mapped, not read.
+        _place(model, name, tensor.to(device=device, dtype=kind, copy=True))
+    tensors.clear()
+    if tied:
+        model.language_model.tie_weights()
+    report.loaded += len(fitting)
+    initialise_meta(model, report, dtype, seed)
+    model.config.dtype = dtype
+    return model.to(device).eval()
+
+
+def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where ``name`` says, as a parameter that is as trainable as the one it replaces, or as a buffer."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._parameters:
+        tensor = nn.Parameter(tensor, requires_grad=module._parameters[leaf].requires_grad)
+    setattr(module, leaf, tensor)
+
+
+def _fitting(model: MoraModel, tensors: dict[str, Tensor], report: LoadReport, optional: set[str]) -> list[str]:
+    """Compare names and shapes; note in ``report`` what does not fit, return the names that do."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    fitting = []
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if name not in wanted:
+            report.unexpected[name] = shape
+        elif shape != wanted[name]:
+            report.mismatched[name] = (shape, wanted[name])
+        else:
+            fitting.append(name)
+    for name, shape in wanted.items():
+        if name not in tensors and name not in optional:
+            report.missing[name] = shape
+    return fitting
+
+
+def initialise_meta(model: MoraModel, report: LoadReport, dtype: torch.dtype, seed: int) -> None:
+    """Give every parameter that is still on the meta device fresh values, as a new model would have.
+
+    Args:
+        model: changed in place.
+        report: gets the names of the modules.
+        dtype: of the new parameters.
+        seed: of their values; the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for path, module in model.named_modules():
+            fresh = [name for name, value in module.named_parameters(recurse=False) if value.is_meta]
+            if fresh:
+                _initialise(model, module, fresh)
+                report.initialised.append(path)
+                for name in fresh:
+                    module._parameters[name].data = module._parameters[name].data.to(dtype)
+
+
+def _initialise(model: MoraModel, module: nn.Module, fresh: Sequence[str]) -> None:
+    """Fill the ``fresh`` parameters of one module in float32; what it already holds stays."""
+    for name in fresh:
+        old = module._parameters[name]
+        module._parameters[name] = nn.Parameter(torch.zeros(old.shape), requires_grad=old.requires_grad)
+    kept = {
+        name: value.detach().clone() for name, value in module.named_parameters(recurse=False) if name not in fresh
+    }
+    model._init_weights(module)
+    with torch.no_grad():
+        for name, value in kept.items():
+            module._parameters[name].copy_(value)

@@ -1,0 +1,115 @@
+"""Find the folders a checkpoint needs, and fill the modules it does not bring itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+
+from model.convert.key_maps import SAM_PARTS, rename_clip, rename_sam
+from model.convert.report import LoadReport, shapes_of
+from model.convert.state_files import read_state_dict
+from utils.errors import CheckpointError
+
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+
+
+def resolve_folder(name: str | Path, beside: Path | None = None) -> Path:
+    """The local folder of a model.
+
+    Args:
+        name: a folder, or "owner/name" on the Hugging Face hub (downloaded into its cache).
+        beside: a checkpoint folder; a relative ``name`` is looked for here, within it and next to it.
+
+    Raises:
+        CheckpointError: neither a folder nor a model that the hub or its cache can give.
+    """
+    bases = [Path()] if beside is None else [Path(), beside, beside.parent]
+    for base in bases:
+        if (base / name).is_dir():
+            return base / name
+    where = " or ".join(str(base.resolve()) for base in bases)
+    if not _HUB_NAME.match(str(name)):
+        raise CheckpointError(f"{name}: no such folder (looked in {where}); check the path")
+    try:
+        folder = Path(snapshot_download(str(name), allow_patterns=["*.json", "*.model", "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(str(name), allow_patterns=["pytorch_model*.bin"])
+    except _HUB_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{name}: no such folder (looked in {where}), and the Hugging Face hub did not give it ({reason}); "
+            "download it and pass its path"
+        ) from None
+    return folder
+
+
+def read_sam(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read a SAM checkpoint of the original or the transformers layout.
+
+    Args:
+        path: ``sam_vit_h_4b8939.pth`` or the like, or a folder of ``transformers.SamModel``.
+
+    Returns:
+        (tensors named as in :class:`model.sam.SamSegmenter`, tensors of unknown name).
+
+    Raises:
+        CheckpointError: unreadable, or nothing in it belongs to SAM.
+    """
+    renamed, unknown = rename_sam(read_state_dict(path))
+    if not renamed:
+        raise CheckpointError(f"{path}: no tensor of SAM in it; expected sam_vit_h_4b8939.pth or a SamModel folder")
+    return renamed, unknown
+
+
+def fill_sam(tensors: dict[str, Tensor], sam_checkpoint: str | Path | None, report: LoadReport) -> None:
+    """Add those parts of SAM that ``tensors`` lacks altogether; a trained part is never overwritten.
+
+    Args:
+        tensors: named as in :class:`model.mora.MoraModel`; changed in place.
+        sam_checkpoint: where missing parts come from.
+        report: gets a note per part.
+
+    Raises:
+        CheckpointError: a part is missing and there is no SAM checkpoint, or that has not got it either.
+    """
+    lacking = {
+        part: tuple(f"sam.{prefix}" for prefix in prefixes)
+        for part, prefixes in SAM_PARTS.items()
+        if not any(name.startswith(tuple(f"sam.{prefix}" for prefix in prefixes)) for name in tensors)
+    }
+    if not lacking:
+        if sam_checkpoint is not None:
+            report.notes.append(f"{sam_checkpoint} not used: the checkpoint brings all of SAM, trained")
+        return
+    if sam_checkpoint is None:
+        raise CheckpointError(
+            f"{report.source}: has no SAM {', '.join(lacking)}; give a SAM checkpoint (--vision_pretrained)"
+        )
+    source, unknown = read_sam(sam_checkpoint)
+    report.unexpected.update(shapes_of(unknown))
+    for part, prefixes in lacking.items():
+        found = {f"sam.{name}": tensor for name, tensor in source.items() if f"sam.{name}".startswith(prefixes)}
+        if not found:
+            raise CheckpointError(f"{sam_checkpoint}: has no {part} either, which {report.source} lacks")
+        tensors.update(found)
+        report.notes.append(f"SAM {part} from {sam_checkpoint}")
+
+
+def fill_tower(tensors: dict[str, Tensor], folder: Path, report: LoadReport) -> None:
+    """Add the vision tower of ``folder`` unless ``tensors`` brings one; changed in place.
+
+    Raises:
+        CheckpointError: the folder's weights cannot be read.
+    """
+    if any(name.startswith("vision_tower.") for name in tensors):
+        report.notes.append("vision tower from the checkpoint itself")
+        return
+    tower, ignored = rename_clip(read_state_dict(folder))
+    tensors.update({f"vision_tower.{name}": tensor for name, tensor in tower.items()})
+    report.ignored.update(shapes_of(ignored))
+    report.notes.append(f"vision tower from {folder}")

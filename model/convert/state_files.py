@@ -1,0 +1,180 @@
+"""Read the tensors of a weight file or folder, without running any code that a file may carry.
+
+Formats: safetensors; PyTorch archives opened with ``weights_only=True``; either of them in shards listed by an
+``*.index.json`` (the layout of ``transformers.save_pretrained`` and of current ``zero_to_fp32.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from utils.errors import CheckpointError, DataError, Problems
+from utils.files import read_json
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
+"""Names looked for in a folder, in this order, each with its sharded form ``NAME.index.json`` first."""
+
+WRAPPERS = ("state_dict", "model", "module")
+"""Keys under which training programs keep the tensors of an otherwise mixed file."""
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read all tensors of a weight file or folder to the CPU.
+
+    Args:
+        path: a ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file; an ``*.index.json``; or a folder holding
+            ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards, or exactly one weight file.
+
+    Returns:
+        Name to tensor, as stored (dtype kept; PyTorch archives are memory-mapped).
+
+    Raises:
+        CheckpointError: nothing there, several candidates, a shard that is missing, truncated or lists other names
+            than its index, a file that would need code to open, an unconverted DeepSpeed checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = find_weights(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; check the path of the weights")
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    return _read_file(path)
+
+
+def find_weights(folder: Path) -> Path:
+    """The weight file, or the index of shards, of a folder.
+
+    Raises:
+        CheckpointError: there is none, there are several, or the folder is a DeepSpeed checkpoint.
+    """
+    for name in WEIGHT_FILES:
+        for candidate in (folder / f"{name}.index.json", folder / name):
+            if candidate.exists():
+                return candidate
+    refuse_deepspeed(folder)
+    others = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(file.name for file in others)
+        raise CheckpointError(f"{folder}: several weight files and no index ({names}); name one of them instead")
+    raise CheckpointError(
+        f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, or their shards with an index.json"
+    )
+
+
+def refuse_deepspeed(folder: Path) -> None:
+    """Explain what to do with a DeepSpeed checkpoint folder; return if ``folder`` is none.
+
+    Raises:
+        CheckpointError: the folder is a DeepSpeed checkpoint, complete (convert it first) or without ``latest``.
+    """
+    latest = folder / "latest"
+    pieces = sorted(folder.glob("global_step*")) or sorted(folder.glob("*mp_rank_*_model_states.pt"))
+    if not latest.exists() and not pieces:
+        return
+    if not latest.exists():
+        raise CheckpointError(
+            f"{latest}: missing, though {pieces[0].name} is there: not a complete DeepSpeed checkpoint, or a folder "
+            "inside one; use the folder that holds `latest`, or an older checkpoint"
+        )
+    raise CheckpointError(
+        f"{folder}: a DeepSpeed checkpoint, which keeps weights in partitions; convert it first: "
+        f"python {folder}/zero_to_fp32.py {folder} {folder.name}_fp32"
+    )
+
+
+def _read_shards(index_path: Path) -> dict[str, Tensor]:
+    """Read every shard an index names and check that each holds just what the index says."""
+    try:
+        index = read_json(index_path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path}: no `weight_map`; download the index again")
+    shards = sorted({index_path.parent / name for name in weight_map.values()})
+    problems = Problems()
+    for shard in shards:
+        if not shard.is_file():
+            problems.add(str(shard), f"missing shard, listed in {index_path.name}; download it again")
+    problems.raise_if_any(CheckpointError, f"{index_path}: incomplete checkpoint")
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        try:
+            tensors = _read_file(shard)
+        except CheckpointError as error:
+            total = index.get("metadata", {}).get("total_size")
+            on_disk = sum(file.stat().st_size for file in shards)
+            expected = f"; the index counts {total:,} bytes of tensors" if isinstance(total, int) else ""
+            raise CheckpointError(f"{error} ({len(shards)} shards hold {on_disk:,} bytes{expected})") from None
+        listed = {name for name, file in weight_map.items() if file == shard.name}
+        for name in sorted(listed - tensors.keys()):
+            problems.add(str(shard), f"lacks {name}, which {index_path.name} places there")
+        for name in sorted(tensors.keys() - listed):
+            problems.add(str(shard), f"holds {name}, which {index_path.name} does not place there")
+        state.update(tensors)
+    problems.raise_if_any(CheckpointError, f"{index_path}: shards and index disagree; download both again")
+    return state
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Read one weight file."""
+    size = path.stat().st_size
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path, device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{_broken(path, size)} ({error})") from None
+    try:
+        content = _load_archive(path)
+    except Exception as error:  # damaged bytes fail in a dozen ways: bad zip, bad pickle, bad text, missing key ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "Weights only load failed" in str(error):
+            # PyTorch's own advice, to open it all the same, is not passed on.
+            culprit = re.search(r"GLOBAL (\S+)", str(error))
+            raise CheckpointError(
+                f"{path}: refused: it holds more than tensors ({culprit[1] if culprit else 'a pickled object'}) and "
+                "could run code when opened; save its tensors again as safetensors where it is trusted"
+            ) from None
+        raise CheckpointError(f"{_broken(path, size)} ({reason})") from None
+    return _unwrap(content, path)
+
+
+def _load_archive(path: Path) -> Any:
+    """Open a PyTorch archive; memory-mapped if its format allows (older pickles do not)."""
+    with open(path, "rb") as stream:
+        zipped = stream.read(4) == b"PK\x03\x04"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _broken(path: Path, size: int) -> str:
+    """Message for a file that does not open."""
+    return f"{path}: cannot be read: truncated or damaged at {size:,} bytes; download or write it again"
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """The dict of tensors inside what a file held."""
+    if isinstance(content, dict):
+        for key in WRAPPERS:
+            inner = content.get(key)
+            if isinstance(inner, dict) and inner and all(isinstance(value, Tensor) for value in inner.values()):
+                content = inner
+                break
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
+    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strange or not content:
+        shown = ", ".join(strange[:5]) or "nothing"
+        raise CheckpointError(f"{path}: not a dict of tensors (it holds {shown}); give the model's weights")
+    return dict(content)

@@ -1,0 +1,103 @@
+"""Fresh weights: what the libraries do by default is wrong for very narrow networks."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+if TYPE_CHECKING:
+    from model.mora import MoraModel
+
+WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+
+def initialize_module(module: nn.Module, scheme: str) -> None:
+    """Initialise one of MoRA's own modules, leaving alone what a checkpoint has filled.
+
+    Args:
+        module: any module; its children are not visited.
+        scheme: "xavier" or "hf" (then only what the library cannot know is set).
+    """
+    if isinstance(module, WEIGHTED) and scheme == "xavier":
+        init.xavier_uniform_(module.weight)
+    if getattr(module, "zero_init", False):
+        init.zeros_(module.weight)
+        init.zeros_(module.bias)
+    if hasattr(module, "positional_embedding") and hasattr(module, "scale"):
+        init.normal_(module.positional_embedding, std=module.scale)
+
+
+@torch.no_grad()
+def xavier_everywhere(model: nn.Module, generator: torch.Generator) -> None:
+    """Xavier-uniform weights and zero biases in every linear and (transposed) convolution layer, in module order.
+
+    The libraries' normal of deviation 0.02 suits widths of a thousand; at a hundred it leaves signals so small that
+    attention and masks hardly learn (Glorot and Bengio 2010).
+
+    Args:
+        model: changed in place.
+        generator: on the CPU.
+    """
+    for module in model.modules():
+        if not isinstance(module, WEIGHTED):
+            continue
+        if getattr(module, "zero_init", False):
+            nn.init.zeros_(module.weight)
+        else:
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def grid_positions(side: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine code of a grid.
+
+    Args:
+        side: cells along each side.
+        width: channels, a multiple of 4.
+
+    Returns:
+        float32 [side * side, width], row after row: half of the channels for y, half for x.
+    """
+    frequencies = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float32) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float32)[:, None] * frequencies
+    code = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([code.repeat_interleave(side, 0), code.repeat(side, 1)], dim=1)
+
+
+@torch.no_grad()
+def set_grid_positions(embedding: nn.Embedding) -> None:
+    """Fill a CLIP position embedding [1 + side**2, C] with :func:`grid_positions`; the class token gets zeros."""
+    count, width = embedding.weight.shape
+    side = math.isqrt(count - 1)
+    embedding.weight[0].zero_()
+    embedding.weight[1:] = grid_positions(side, width).to(embedding.weight)
+
+
+@torch.no_grad()
+def resize_vocabulary(model: MoraModel, size: int) -> None:
+    """Change the number of words, in place.
+
+    New rows of the embedding and of the language head are the mean of the old rows plus a little seeded noise, a tenth
+    of their spread: nothing depends on, or changes, global random state.
+
+    Args:
+        model: its ``config.text_config.vocab_size`` follows.
+        size: new number of rows.
+    """
+    language_model = model.language_model
+    old = language_model.get_input_embeddings().weight.shape[0]
+    with torch.random.fork_rng(devices=[]):
+        language_model.resize_token_embeddings(size, mean_resizing=False)
+    model.config.text_config.vocab_size = size
+    if size <= old:
+        return
+    generator = torch.Generator().manual_seed(size)
+    for weight in (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight):
+        known = weight[:old].float()
+        noise = torch.randn(size - old, weight.shape[1], generator=generator).to(known)
+        weight[old:] = (known.mean(0) + 0.1 * known.std(0) * noise).to(weight)

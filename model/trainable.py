@@ -1,0 +1,149 @@
+"""Which weights learn: the default set, patterns, and LoRA on the language model's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from model.mora import MoraModel
+from utils.errors import ConfigError
+
+LORA_MARK = "lora_"
+DEFAULT_PATTERNS = (
+    "*lora_*",
+    "language_model.lm_head.*",
+    "language_model.model.embed_tokens.*",
+    "sam.mask_decoder.*",
+    "text_hidden_fcs.*",
+    "loc_head.*",
+)
+"""What MoRA trains: LoRA, both vocabulary matrices, SAM's mask decoder, the [SEG] read-out and the [LOC] head."""
+
+
+def default_trainable(model: MoraModel) -> list[str]:
+    """Names of the parameters that :data:`DEFAULT_PATTERNS` cover, in model order."""
+    return _matching(model, DEFAULT_PATTERNS)
+
+
+def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
+    """Let exactly some parameters learn and freeze all others.
+
+    LoRA matrices are named by patterns like any other parameter ("default" and "all" include them). SAM's matrix of
+    random positions is a constant and never learns; with LoRA, a wrapped matrix itself stays frozen under "default".
+
+    Args:
+        model: changed in place.
+        spec: "default", "all", or patterns of parameter names as for file names, joined by "||"; "default" may be one
+            of them ("default||projector.*").
+
+    Returns:
+        Names of the trained parameters, in model order.
+
+    Raises:
+        ConfigError: a pattern that matches no parameter, with the names there are.
+    """
+    patterns: list[str] = []
+    unmatched: list[str] = []
+    for part in filter(None, (part.strip() for part in spec.split("||"))):
+        if part == "default":
+            patterns += DEFAULT_PATTERNS
+        else:
+            pattern = "*" if part == "all" else part
+            patterns.append(pattern)
+            if not _matching(model, [pattern]):
+                unmatched.append(part)
+    if unmatched or not patterns:
+        what = f"no parameter matches {', '.join(map(repr, unmatched))}" if unmatched else "it names nothing"
+        raise ConfigError(f"--trainable {spec!r}: {what}; there are:\n" + "\n".join(_groups(model)))
+    chosen = set(_matching(model, patterns))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _matching(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """Names of parameters any pattern matches; never SAM's constant positions."""
+    patterns = list(patterns)
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+        and parameter.is_floating_point()
+        and not name.endswith("shared_image_embedding.positional_embedding")
+    ]
+
+
+def _groups(model: nn.Module) -> list[str]:
+    """Parameter names with layer numbers replaced by ``*``, each once."""
+    names = (
+        ".".join("*" if part.isdigit() else part for part in name.split(".")) for name, _ in model.named_parameters()
+    )
+    return list(dict.fromkeys(f"  {name}" for name in names))
+
+
+def add_lora(
+    model: MoraModel,
+    r: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.05,
+    targets: Sequence[str] = ("q_proj", "v_proj"),
+    seed: int = 0,
+) -> list[str]:
+    """Put low-rank adapters beside projections of the language model only (Hu et al. 2021), in place.
+
+    A wrapped matrix moves to ``...q_proj.base_layer.weight``; its adapters are ``...q_proj.lora_A.default.weight`` [r,
+    in] and ``...q_proj.lora_B.default.weight`` [out, r], the latter zero, so that nothing changes until they learn.
+
+    Args:
+        model: changed in place; the towers and SAM have projections of the same names and are not touched.
+        r: rank.
+        alpha: the adapters' product is scaled by alpha / r.
+        dropout: on the adapters' input, in training.
+        targets: last names of the linear layers.
+        seed: of the adapters' weights.
+
+    Returns:
+        Names of the adapters' parameters.
+
+    Raises:
+        ConfigError: a target no layer is called, or adapters are there already.
+    """
+    if any(LORA_MARK in name for name, _ in model.named_parameters()):
+        raise ConfigError("the language model has LoRA adapters already; merge them before adding new ones")
+    linear = {name.rsplit(".", 1)[-1] for name, m in model.language_model.named_modules() if isinstance(m, nn.Linear)}
+    missing = [target for target in targets if target not in linear]
+    if missing or not targets:
+        raise ConfigError(f"--lora_target_modules {','.join(missing)}: not in the language model; use {sorted(linear)}")
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=list(targets))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.language_model)
+    for module in model.language_model.modules():
+        if isinstance(module, LoraLayer):
+            module.train(model.training)  # born in train mode, whose dropout has no place in a model in eval mode
+    return [name for name, _ in model.named_parameters() if LORA_MARK in name]
+
+
+@torch.no_grad()
+def merge_lora(model: MoraModel) -> int:
+    """Add the adapters' products to the matrices they stand beside and remove the adapters, in place.
+
+    Args:
+        model: changed in place; parameter names are afterwards what they were before :func:`add_lora`.
+
+    Returns:
+        How many matrices were merged; 0 if there were no adapters.
+    """
+    wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    for name, module in wrapped:
+        module.merge()
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module.get_base_layer())
+    if wrapped and hasattr(model.language_model, "peft_config"):
+        del model.language_model.peft_config
+    return len(wrapped)

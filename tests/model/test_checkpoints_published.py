@@ -1,0 +1,362 @@
+"""The published LISA / MoRA layout: its whole table of names and shapes, several sizes, and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
+
+from model.checkpoints import load_any, load_lisa, load_sam_checkpoint
+from model.convert.assemble import empty_model
+from model.convert.published import rename_published
+from model.presets import lisa_7b
+from utils.errors import CheckpointError, ConfigError
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def linear(name: str, rows: int, columns: int) -> Shapes:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def sam_table(image, patch, dim, depth, heads, window, layers_global, out) -> Shapes:
+    """Names and shapes of the original SAM, written out from its published table."""
+    grid, table = image // patch, {}
+    table["image_encoder.pos_embed"] = (1, grid, grid, dim)
+    table["image_encoder.patch_embed.proj.weight"] = (dim, 3, patch, patch)
+    table["image_encoder.patch_embed.proj.bias"] = (dim,)
+    for index in range(depth):
+        block = f"image_encoder.blocks.{index}"
+        side = grid if index in layers_global else window
+        table |= norm(f"{block}.norm1", dim) | norm(f"{block}.norm2", dim)
+        table |= {f"{block}.attn.rel_pos_{axis}": (2 * side - 1, dim // heads) for axis in "hw"}
+        table |= linear(f"{block}.attn.qkv", 3 * dim, dim) | linear(f"{block}.attn.proj", dim, dim)
+        table |= linear(f"{block}.mlp.lin1", 4 * dim, dim) | linear(f"{block}.mlp.lin2", dim, 4 * dim)
+    table["image_encoder.neck.0.weight"] = (out, dim, 1, 1)
+    table["image_encoder.neck.2.weight"] = (out, out, 3, 3)
+    table |= norm("image_encoder.neck.1", out) | norm("image_encoder.neck.3", out)
+    table["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = (2, out // 2)
+    embeddings = [f"point_embeddings.{index}" for index in range(4)] + ["not_a_point_embed", "no_mask_embed"]
+    table |= {f"prompt_encoder.{name}.weight": (1, out) for name in embeddings}
+    down = "prompt_encoder.mask_downscaling"
+    table |= {f"{down}.0.weight": (4, 1, 2, 2), f"{down}.0.bias": (4,), f"{down}.3.weight": (16, 4, 2, 2)}
+    table |= {f"{down}.3.bias": (16,), f"{down}.6.weight": (out, 16, 1, 1), f"{down}.6.bias": (out,)}
+    table |= norm(f"{down}.1", 4) | norm(f"{down}.4", 16)
+    return table | mask_decoder_table(out)
+
+
+def mask_decoder_table(out) -> Shapes:
+    """The mask decoder's part of :func:`sam_table`."""
+    transformer, table = "mask_decoder.transformer", {}
+
+    def attention(name: str, inner: int) -> Shapes:
+        shapes = linear(f"{name}.out_proj", out, inner)
+        for part in "qkv":
+            shapes |= linear(f"{name}.{part}_proj", inner, out)
+        return shapes
+
+    for index in range(2):
+        layer = f"{transformer}.layers.{index}"
+        table |= attention(f"{layer}.self_attn", out)
+        table |= attention(f"{layer}.cross_attn_token_to_image", out // 2)
+        table |= attention(f"{layer}.cross_attn_image_to_token", out // 2)
+        table |= linear(f"{layer}.mlp.lin1", 2048, out) | linear(f"{layer}.mlp.lin2", out, 2048)
+        for number in range(1, 5):
+            table |= norm(f"{layer}.norm{number}", out)
+    table |= attention(f"{transformer}.final_attn_token_to_image", out // 2)
+    table |= norm(f"{transformer}.norm_final_attn", out)
+    table |= {"mask_decoder.iou_token.weight": (1, out), "mask_decoder.mask_tokens.weight": (4, out)}
+    up = "mask_decoder.output_upscaling"
+    table |= {f"{up}.0.weight": (out, out // 4, 2, 2), f"{up}.0.bias": (out // 4,)} | norm(f"{up}.1", out // 4)
+    table |= {f"{up}.3.weight": (out // 4, out // 8, 2, 2), f"{up}.3.bias": (out // 8,)}
+    for index in range(4):
+        name = f"mask_decoder.output_hypernetworks_mlps.{index}.layers"
+        table |= linear(f"{name}.0", out, out) | linear(f"{name}.1", out, out) | linear(f"{name}.2", out // 8, out)
+    name = "mask_decoder.iou_prediction_head.layers"
+    return table | linear(f"{name}.0", 256, out) | linear(f"{name}.1", 256, 256) | linear(f"{name}.2", 4, 256)
+
+
+def llava_table(vocabulary, hidden, layers, heads, kv_heads, mlp, clip, out) -> Shapes:
+    """Names and shapes of the rest of a published checkpoint."""
+    table: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    head = hidden // heads
+    for index in range(layers):
+        layer = f"model.layers.{index}"
+        table |= {f"{layer}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qo"}
+        table |= {f"{layer}.self_attn.{part}_proj.weight": (kv_heads * head, hidden) for part in "kv"}
+        table[f"{layer}.self_attn.rotary_emb.inv_freq"] = (head // 2,)
+        table |= {f"{layer}.mlp.{part}_proj.weight": (mlp, hidden) for part in ("gate", "up")}
+        table[f"{layer}.mlp.down_proj.weight"] = (hidden, mlp)
+        table |= {f"{layer}.{part}_layernorm.weight": (hidden,) for part in ("input", "post_attention")}
+    table["model.norm.weight"] = (hidden,)
+    table |= linear("model.mm_projector", hidden, clip)
+    head = "model.text_hidden_fcs.0"
+    return table | linear(f"{head}.0", hidden, hidden) | linear(f"{head}.2", out, hidden)
+
+
+def clip_table(hidden, layers, mlp, image, patch) -> Shapes:
+    """Names and shapes of a CLIP vision tower as transformers 4 stored it."""
+    table: Shapes = {
+        "embeddings.class_embedding": (hidden,),
+        "embeddings.patch_embedding.weight": (hidden, 3, patch, patch),
+        "embeddings.position_embedding.weight": (1 + (image // patch) ** 2, hidden),
+    }
+    table |= norm("pre_layrnorm", hidden) | norm("post_layernorm", hidden)
+    for index in range(layers):
+        layer = f"encoder.layers.{index}"
+        for part in ("k", "v", "q", "out"):
+            table |= linear(f"{layer}.self_attn.{part}_proj", hidden, hidden)
+        table |= norm(f"{layer}.layer_norm1", hidden) | norm(f"{layer}.layer_norm2", hidden)
+        table |= linear(f"{layer}.mlp.fc1", mlp, hidden) | linear(f"{layer}.mlp.fc2", hidden, mlp)
+    return {f"vision_model.{name}": shape for name, shape in table.items()}
+
+
+def noise(table: Shapes, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in table.items()}
+
+
+SAM_SIZE = {"image": 56, "patch": 8, "dim": 24, "depth": 3, "heads": 3, "window": 3, "layers_global": (1,), "out": 16}
+SAM = sam_table(**SAM_SIZE)
+CLIP = clip_table(hidden=20, layers=2, mlp=44, image=42, patch=14)
+LLAVA = llava_table(vocabulary=70, hidden=48, layers=2, heads=6, kv_heads=2, mlp=80, clip=20, out=16)
+CONFIG = {
+    "architectures": ["MoRAForCausalLM"],
+    "model_type": "llava",
+    "vocab_size": 70,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 3e-4,
+    "rope_theta": 5000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "vision_tower": "tower",
+    "mm_vision_select_layer": -1,
+    "out_dim": 16,
+    "train_mask_decoder": True,
+}
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """A folder of the published layout with seeded noise, its CLIP tower beside it."""
+    folder, tower = tmp_path / "lisa", tmp_path / "tower"
+    folder.mkdir()
+    tower.mkdir()
+    state = noise(LLAVA | {f"model.visual_model.{name}": shape for name, shape in SAM.items()}, seed=1)
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "added_tokens.json").write_text(json.dumps({"[SEG]": 67, "<im_start>": 68, "[LOC]": 69}))
+    extras = {"logit_scale": (), "text_model.final_layer_norm.weight": (8,)}
+    save_file(noise(CLIP | extras, seed=2), tower / "model.safetensors")
+    config = CLIPVisionConfig(
+        hidden_size=20, intermediate_size=44, num_hidden_layers=2, num_attention_heads=5, image_size=42, patch_size=14
+    )
+    (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config.to_dict()}))
+    return folder
+
+
+def edit(folder: Path, drop: str = "\0", add: dict[str, Tensor] | None = None) -> None:
+    """Take away all tensors whose name begins with ``drop`` and add some."""
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(drop)} | (add or {})
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def test_table_of_7b():
+    """Every tensor of LISA-7B has its one place, of the same shape, in our 7B model; only CLIP is elsewhere."""
+    vit_h = {"image": 1024, "patch": 16, "dim": 1280, "depth": 32, "heads": 16, "window": 14, "out": 256}
+    sam = sam_table(**vit_h, layers_global=(7, 15, 23, 31))
+    assert len(sam) == 594
+    table = llava_table(32003, 4096, 32, 32, 32, 11008, 1024, 256)
+    table |= {f"model.visual_model.{name}": shape for name, shape in sam.items()}
+    renamed, unknown, ignored = rename_published(table)
+    assert not unknown
+    assert sorted(ignored) == sorted(f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(32))
+    model = empty_model(lisa_7b())
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert renamed == {name: shape for name, shape in ours.items() if not name.startswith("vision_tower.")}
+    clip = clip_table(1024, 24, 4096, 224, 14)
+    tower, _, _ = rename_published({f"model.vision_tower.vision_tower.{name}": shape for name, shape in clip.items()})
+    assert tower == {name: shape for name, shape in ours.items() if name.startswith("vision_tower.")}
+    counts = {
+        part: sum(parameter.numel() for parameter in getattr(model.sam, part).parameters())
+        for part in ("vision_encoder", "prompt_encoder", "mask_decoder")
+    }
+    assert counts == {"vision_encoder": 637_026_048, "prompt_encoder": 6_220, "mask_decoder": 4_058_340}
+    assert sum(p.numel() for p in model.text_hidden_fcs.parameters()) == 17_830_144
+
+
+def test_sizes_are_read_off(published):
+    model, report = load_any(published)
+    assert not (report.missing or report.unexpected or report.mismatched or report.initialised)
+    config = model.config
+    vision = config.sam_config.vision_config
+    assert (vision.image_size, vision.patch_size, vision.num_attention_heads) == (56, 8, 3)
+    assert (vision.window_size, list(vision.global_attn_indexes)) == (3, [1])
+    assert config.sam_config.mask_decoder_config.num_attention_heads == 8
+    assert (config.out_dim, config.vision_select_layer, config.projector) == (16, -1, "linear")
+    assert (config.seg_token_id, config.loc_token_id) == (67, 69)
+    assert (config.template, config.tokenization, config.visual_mode) == ("llava_llama_2", "legacy", "frame")
+    assert config.text_config.rms_norm_eps == 3e-4
+
+
+def test_decoder_computes_what_plain_llama_does(published):
+    """Grouped heads, odd epsilon and another RoPE base survive the load."""
+    model, _ = load_lisa(published)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    plain = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=70,
+            rms_norm_eps=3e-4,
+            rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+            **{name: CONFIG[name] for name in names},
+        )
+    )
+    state = torch.load(published / "pytorch_model.bin", weights_only=True)
+    result = plain.load_state_dict({n: t for n, t in state.items() if n in plain.state_dict()}, strict=True)
+    assert not result.missing_keys
+    ids = torch.randint(0, 70, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model.language_model(ids).logits, plain.eval()(ids).logits, atol=1e-6, rtol=0)
+
+
+def test_names_of_peft_and_ddp_are_understood(published):
+    state = torch.load(published / "pytorch_model.bin", weights_only=True)
+    wrapped = {name.replace("q_proj.", "q_proj.base_layer."): tensor for name, tensor in state.items()}
+    wrapped = {f"module.base_model.model.{name}": tensor for name, tensor in wrapped.items()}
+    torch.save(wrapped, published / "pytorch_model.bin")
+    model, _ = load_lisa(published)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.equal(model.language_model.state_dict()[name], state[name])
+
+
+def test_half_precision_keeps_constants_exact(published):
+    model, _ = load_lisa(published, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_trained_decoder_is_never_replaced(published, tmp_path):
+    plain = noise(SAM, seed=7)
+    torch.save(plain, tmp_path / "sam.pth")
+    trained = torch.load(published / "pytorch_model.bin", weights_only=True)
+    model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth")
+    name = "mask_decoder.mask_tokens.weight"
+    assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
+    assert any("not used" in note for note in report.notes)
+    edit(published, drop="model.visual_model.image_encoder")
+    model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth")
+    assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
+    assert torch.equal(model.sam.vision_encoder.pos_embed, plain["image_encoder.pos_embed"])
+
+
+def test_base_without_sam_needs_one_and_gets_fresh_heads(published, tmp_path):
+    edit(published, drop=("model.visual_model", "model.text_hidden_fcs"))
+    config = {name: value for name, value in CONFIG.items() if name != "train_mask_decoder"}
+    (published / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="has no SAM image encoder.*vision_pretrained"):
+        load_lisa(published)
+    torch.save(noise(SAM, seed=7), tmp_path / "sam.pth")
+    torch.manual_seed(123)
+    model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth", loc_mode="global", seed=5)
+    assert any(name.startswith("loc_head") for name in report.initialised)
+    assert any(name.startswith("text_hidden_fcs") for name in report.initialised)
+    assert model.text_hidden_fcs[0][0].weight.std() > 0
+    torch.manual_seed(321)
+    again, _ = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth", loc_mode="global", seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_read_out_of_a_lisa_checkpoint_must_be_there(published):
+    edit(published, drop="model.text_hidden_fcs")
+    with pytest.raises(CheckpointError, match=r"text_hidden_fcs\.0\.2\.weight: missing .*\[16, 48\]"):
+        load_lisa(published)
+
+
+def test_unknown_heads_are_named_with_shapes(published):
+    add = {
+        "model.loc_head.0.weight": torch.zeros(3, 48),
+        "model.seg_token_temporal_module.layers.0.bias": torch.zeros(16),
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(2, 48),
+    }
+    edit(published, add=add)
+    with pytest.raises(CheckpointError) as error:
+        load_lisa(published)
+    message = str(error.value)
+    assert "model.loc_head.0.weight: [3, 48]" in message and "localization or temporal head" in message
+    assert "unmerged LoRA" in message
+    _, report = load_lisa(published, allow_unexpected=["*loc_head*", "*temporal*", "*lora_*"])
+    assert report.localization_keys == ["model.loc_head.0.weight", "model.seg_token_temporal_module.layers.0.bias"]
+    assert "LOOKS LIKE A LOCALIZATION HEAD" in str(report)
+
+
+def test_wrong_shapes_are_all_named(published):
+    edit(published, add={"model.norm.weight": torch.zeros(5), "lm_head.weight": torch.zeros(66, 48)})
+    with pytest.raises(CheckpointError) as error:
+        load_lisa(published)
+    assert "shape [5] in the checkpoint, [48] in the model" in str(error.value)
+    assert "shape [66, 48] in the checkpoint, [70, 48] in the model" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json: missing"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "model_type is None"),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                json.dumps({**CONFIG, "mm_vision_select_feature": "cls_patch"})
+            ),
+            "mm_vision_select_feature is 'cls_patch'",
+        ),
+        (lambda folder: shutil.rmtree(folder.parent / "tower"), "tower: no such folder"),
+        (lambda folder: (folder / "added_tokens.json").write_text('{"[SEG]": 70}'), r"\[SEG\] the id 70"),
+        (lambda folder: edit(folder, drop="model.mm_projector"), r"mm_projector\.\*: missing"),
+        (lambda folder: edit(folder, drop="model.embed_tokens"), r"embed_tokens\.weight: missing"),
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
+    ],
+)
+def test_refusals(published, change, message):
+    change(published)
+    with pytest.raises(CheckpointError, match=message):
+        load_any(published)
+
+
+def test_overrides(published):
+    model, _ = load_any(published, visual_mode="video", template="llava_v1")
+    assert (model.config.visual_mode, model.config.template) == ("video", "llava_v1")
+    with pytest.raises(ConfigError, match="colour: not a field"):
+        load_any(published, colour="red")
+
+
+def test_sam_checkpoint_replaces_all_or_nothing(published, tmp_path):
+    model, _ = load_lisa(published)
+    before = {name: tensor.clone() for name, tensor in model.sam.state_dict().items()}
+    plain = noise(SAM, seed=7)
+    torch.save({**plain, "image_encoder.pos_embed": torch.zeros(1, 3, 3, 24)}, tmp_path / "sam.pth")
+    with pytest.raises(CheckpointError, match="pos_embed: shape"):
+        load_sam_checkpoint(model, tmp_path / "sam.pth")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.sam.state_dict().items())
+    torch.save(plain, tmp_path / "sam.pth")
+    report = load_sam_checkpoint(model, tmp_path / "sam.pth")
+    assert report.loaded == len(SAM)
+    assert torch.equal(model.sam.mask_decoder.mask_tokens.weight, plain["mask_decoder.mask_tokens.weight"])

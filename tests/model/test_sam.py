@@ -1,0 +1,115 @@
+"""Behaviour of our SAM that no comparison with the original shows: chunks, caches, precision, gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from model.sam import SamSegmenter, sam_config
+
+
+@pytest.fixture
+def sam() -> SamSegmenter:
+    config = sam_config(64, 8, 32, 2, 4, 3, (1,), 32, decoder_heads=4, decoder_mlp_dim=48)
+    model = SamSegmenter(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_shapes_and_chunks(sam):
+    pixels = noise(5, 3, 64, 64)
+    embeddings = sam.encode(pixels)
+    assert embeddings.shape == (5, sam.embed_dim, sam.grid_size, sam.grid_size)
+    torch.testing.assert_close(sam.encode(pixels, chunk=2), embeddings)
+    prompts = noise(5, 1, 32)
+    low_res, iou = sam.decode(embeddings, prompts)
+    assert low_res.shape == (5, 32, 32) and iou.shape == (5,)
+    for chunk in (1, 3):
+        chunked, scores = sam.decode(embeddings, prompts, chunk=chunk)
+        torch.testing.assert_close(chunked, low_res, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(scores, iou, atol=1e-4, rtol=1e-4)
+    full = sam.postprocess(low_res, (40, 64), (25, 40))
+    assert full.shape == (5, 25, 40) and full.dtype == torch.float32
+
+
+def test_no_prompts_give_no_masks(sam):
+    low_res, iou = sam.decode(noise(0, 32, 8, 8), noise(0, 1, 32))
+    assert low_res.shape == (0, 32, 32) and iou.shape == (0,)
+    assert sam.postprocess(low_res, (40, 64), (25, 40)).shape == (0, 25, 40)
+
+
+def test_pairs_must_match(sam):
+    with pytest.raises(ValueError, match="2 embeddings but 3 prompts"):
+        sam.decode(noise(2, 32, 8, 8), noise(3, 1, 32))
+
+
+def test_gradients_reach_prompt_and_decoder_and_encoder(sam):
+    prompts = noise(2, 1, 32).requires_grad_()
+    low_res, _ = sam.decode(sam.encode(noise(2, 3, 64, 64)), prompts)
+    sam.postprocess(low_res, (64, 64), (20, 20)).square().sum().backward()
+    assert prompts.grad.abs().sum() > 0
+    assert sam.mask_decoder.mask_tokens.weight.grad.abs().sum() > 0
+    assert sam.vision_encoder.patch_embed.projection.weight.grad.abs().sum() > 0
+    assert sam.shared_image_embedding.positional_embedding.grad is None
+
+
+@torch.no_grad()
+def test_positions_are_cached_until_the_weights_change(sam):
+    first = sam.dense_positions()
+    assert sam.dense_positions() is first
+    assert sam.dense_positions(torch.bfloat16).dtype == torch.bfloat16
+    state = sam.state_dict()
+    state["shared_image_embedding.positional_embedding"] = noise(2, 16)
+    sam.load_state_dict(state)
+    changed = sam.dense_positions()
+    assert not torch.allclose(first, changed)
+    sam.shared_image_embedding.positional_embedding.zero_()
+    assert not torch.allclose(sam.dense_positions(), changed)
+
+
+def test_positions_made_in_inference_mode_can_be_trained_with(sam):
+    with torch.inference_mode():
+        sam.decode(noise(1, 32, 8, 8), noise(1, 1, 32))
+    assert not sam.dense_positions().is_inference()
+    low_res, _ = sam.decode(noise(1, 32, 8, 8), noise(1, 1, 32).requires_grad_())
+    low_res.sum().backward()
+
+
+@torch.no_grad()
+def test_half_precision_does_not_overflow_in_the_neck(sam):
+    """Weights that take the neck beyond 65504, where float16 ends: LISA computes the neck in float32."""
+    sam.vision_encoder.neck.conv1.weight.mul_(1e4)
+    pixels = noise(1, 3, 64, 64)
+    expected = sam.encode(pixels)
+    half = copy.deepcopy(sam).half()
+    embeddings = half.encode(pixels)
+    assert embeddings.dtype == torch.float16 and torch.isfinite(embeddings).all()
+    torch.testing.assert_close(embeddings.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_one_position_matrix(sam):
+    """Points would use the same matrix, yet it is stored once; copies keep the link within themselves."""
+    assert [name for name in sam.state_dict() if "positional_embedding" in name] == [
+        "shared_image_embedding.positional_embedding"
+    ]
+    other = copy.deepcopy(sam)
+    assert other.prompt_encoder.shared_embedding is other.shared_image_embedding
+    assert other.shared_image_embedding is not sam.shared_image_embedding
+
+
+def test_configuration_survives_json(sam):
+    again = SamSegmenter(sam.config.to_dict())
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == {
+        name: tensor.shape for name, tensor in sam.state_dict().items()
+    }
+    assert again.config.mask_decoder_config.layer_norm_eps == 1e-5
