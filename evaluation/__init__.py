@@ -1,1 +1,1 @@
-"""How the model is judged: metrics, protocol, prediction, scoring, report."""
+"""How the model is judged: predict once, score from the records, report both sides of the metric."""

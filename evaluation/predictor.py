@@ -1,0 +1,126 @@
+"""A MoRA model as the predictor of an evaluation: preprocessing, prompts, answers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
+from datasets.preprocess import ClipPreprocessor, SamPreprocessor
+from datasets.sample import Query
+from datasets.tokenization import MoraTokenizer
+from evaluation.predict import Prediction
+from evaluation.protocol import Protocol
+from model.context import Answer, VideoContext
+from model.mora import MoraModel
+from utils.errors import ConfigError
+
+
+class MoraPredictor:
+    """Asks a MoRA model.
+
+    Args:
+        model: in eval mode, on its device, in its precision.
+        tokenizer: the model's; must know [SEG], and [LOC] if the model has a [LOC] head.
+        protocol: how to ask.
+        template: conversation template; None: the one the model was trained with.
+
+    Raises:
+        TokenizerError: the tokenizer lacks a token.
+        ConfigError: the protocol needs a [LOC] head that the model does not have.
+    """
+
+    def __init__(self, model: MoraModel, tokenizer: MoraTokenizer, protocol: Protocol, template: str | None = None):
+        config = model.config
+        self.has_loc = config.loc_mode != "none" and not protocol.seg_only
+        if not self.has_loc and (protocol.loc_refine or protocol.force_loc_token):
+            raise ConfigError(
+                "--use_loc_refine and --force_loc_token need a [LOC] head, which this model does not have "
+                f"(loc_mode {config.loc_mode!r}); use --seg_only, or a model trained with --loc_mode"
+            )
+        tokenizer.id_of(config.seg_token)
+        if self.has_loc:
+            tokenizer.id_of(config.loc_token)
+        self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self.template = template or config.template
+        self._clip = ClipPreprocessor(config.vision_config.image_size, config.clip_resize)
+        self._sam = SamPreprocessor(model.sam.image_size)
+
+    @torch.inference_mode()
+    def encode(self, video_id: str, frames: Sequence[np.ndarray]) -> VideoContext:
+        """Encode a video once.
+
+        Args:
+            video_id: seeds the frame control "shuffle", so that a video is always shuffled in the same way.
+            frames: uint8 RGB [H, W, 3] each, of one size.
+        """
+        height, width = frames[0].shape[:2]
+        parameter = next(self.model.parameters())
+        seen = control_order(self.protocol.frame_control, len(frames), video_id)
+        return self.model.encode_video(
+            self._clip([frames[index] for index in seen]).to(parameter.device, parameter.dtype),
+            self._sam(frames).to(parameter.device, parameter.dtype),
+            self._sam.resized_size(height, width),
+            (height, width),
+        )
+
+    @torch.inference_mode()
+    def answer(self, context: VideoContext, questions: Sequence[Query]) -> list[Prediction]:
+        """Answer questions about an encoded video."""
+        messages = [groundmore_question(query.text) for query in questions]
+        prompts, forced = self._prompts(messages)
+        answers = self.model.answer(
+            context,
+            prompts,
+            answer_mode=self.protocol.answer_mode,
+            forced_answer_ids=forced,
+            max_new_tokens=self.protocol.max_new_tokens,
+            force_seg_token=self.protocol.force_seg_token,
+            force_loc_token=self.protocol.force_loc_token,
+            eos_token_id=self.tokenizer.eos_id,
+        )
+        return [self._prediction(answer) for answer in answers]
+
+    def _prompts(self, messages: Sequence[str]) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        """Prompts, and the answers to force if the protocol says so."""
+        if self.protocol.answer_mode == "generate":
+            return [encode_prompt(message, self.template, self.tokenizer) for message in messages], None
+        text = forced_answer(self.has_loc, self.model.config.answer_style)
+        pairs = [encode_forced_answer(message, text, self.template, self.tokenizer) for message in messages]
+        return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
+
+    def _prediction(self, answer: Answer) -> Prediction:
+        masks = (answer.mask_logits > self.protocol.mask_threshold).cpu().numpy()
+        probs = answer.loc_probs if self.has_loc else None
+        return Prediction(
+            masks=masks,
+            has_seg=answer.has_seg.cpu().numpy(),
+            loc_probs=None if probs is None else probs.float().cpu().numpy(),
+            answers=[self.tokenizer.decode(ids) for ids in answer.token_ids],
+            forced_seg=answer.forced_seg,
+            forced_loc=answer.forced_loc,
+        )
+
+
+def control_order(control: str, num_frames: int, video_id: str) -> np.ndarray:
+    """int64 [T]: which frame the language model is shown at each time.
+
+    Args:
+        control: "none", "repeat_first" or "shuffle" (a fixed permutation per video, never the true order if there are
+            two frames or more).
+        num_frames: T.
+        video_id: seeds the permutation.
+    """
+    order = np.arange(num_frames)
+    if control == "repeat_first":
+        return np.zeros_like(order)
+    if control == "shuffle" and num_frames > 1:
+        rng = np.random.default_rng(zlib.crc32(video_id.encode()))
+        shuffled = rng.permutation(num_frames)
+        while np.array_equal(shuffled, order):
+            shuffled = rng.permutation(num_frames)
+        return shuffled
+    return order

@@ -1,0 +1,140 @@
+"""The evaluation contract: every choice that changes a number is a named field, printed and stored with the result.
+
+What each field means, and what each choice is worth, is told in docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.sampling import linspace_truncated, uniform_frames
+from utils.errors import ConfigError, Problems
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "frame_sampling": ("uniform", "linspace_truncated"),
+    "window": ("clipped", "unclipped"),
+    "answer_mode": ("generate", "forced"),
+    "frame_control": ("none", "repeat_first", "shuffle"),
+    "failed_question": ("zero",),
+    "several_seg": ("union",),
+    "missing_mask": ("empty",),
+    "both_empty": ("one",),
+    "aggregation": ("mean_over_frames_then_questions",),
+}
+"""Allowed values of the fields of :class:`Protocol` that are names. One value: stated, not selectable."""
+
+SCORING_FIELDS = ("name", "window", "loc_refine", "loc_threshold", "failed_question", "both_empty", "aggregation")
+"""Fields that change scores but not predictions: records made under other values of these can be scored again."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to evaluate. Two results are comparable when their protocols are equal.
+
+    Attributes:
+        name: the preset it was made from.
+        num_frames: frames listed per clip; all of them count in the mean.
+        frame_sampling: "uniform" rounds n evenly spaced positions from the first to the last frame, repeats only in
+            clips shorter than n; "linspace_truncated" cuts their decimals off, as the original evaluator does.
+            A frame listed twice is predicted once and counted twice.
+        window: "clipped": the action window is cut to the clip, and one that leaves nothing is an error of the
+            data; "unclipped": taken as written, an impossible one makes every frame's ground truth empty.
+        answer_mode: "generate": the model writes its answer freely; "forced": a fixed answer with the tokens is
+            appended to the prompt.
+        max_new_tokens: limit on a generated answer.
+        force_seg_token, force_loc_token: a token missing from the generated answer is appended to it.
+        seg_only: the model is asked for masks only, its [LOC] head is not used.
+        loc_refine: masks on frames whose [LOC] probability is below ``loc_threshold`` are emptied before scoring.
+        loc_threshold: see ``loc_refine``.
+        mask_threshold: a pixel is foreground if its logit is above this.
+        several_seg: the masks of several [SEG] tokens of one answer are united.
+        missing_mask: a frame for which the model gave no [SEG] has an empty mask.
+        frame_control: "none"; or what the language model sees is disturbed, the mask decoder always sees the true
+            frames: "repeat_first" shows it the first frame T times, "shuffle" the frames in a random order.
+        failed_question: a question that raised an error scores 0 in every measure; it is counted, listed with its
+            reason, and the program ends non-zero.
+        both_empty: J and F of an empty prediction against an empty ground truth.
+        aggregation: how frames become a score.
+    """
+
+    name: str = "groundmore"
+    num_frames: int = 20
+    frame_sampling: str = "uniform"
+    window: str = "clipped"
+    answer_mode: str = "generate"
+    max_new_tokens: int = 32
+    force_seg_token: bool = False
+    force_loc_token: bool = False
+    seg_only: bool = False
+    loc_refine: bool = False
+    loc_threshold: float = 0.5
+    mask_threshold: float = 0.0
+    several_seg: str = "union"
+    missing_mask: str = "empty"
+    frame_control: str = "none"
+    failed_question: str = "zero"
+    both_empty: str = "one"
+    aggregation: str = "mean_over_frames_then_questions"
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                problems.add(field, f"{getattr(self, field)!r} is not one of {', '.join(allowed)}")
+        for field in ("num_frames", "max_new_tokens"):
+            if getattr(self, field) < 1:
+                problems.add(field, f"must be at least 1, got {getattr(self, field)}")
+        if not 0.0 <= self.loc_threshold <= 1.0:
+            problems.add("loc_threshold", f"a probability from 0 to 1 is needed, got {self.loc_threshold}")
+        if self.seg_only and (self.loc_refine or self.force_loc_token):
+            problems.add("seg_only", "excludes loc_refine and force_loc_token: there is no [LOC] to use; drop one side")
+        problems.raise_if_any(ConfigError, "the evaluation protocol cannot be used")
+
+    def prediction_settings(self) -> dict:
+        """The fields that a prediction depends on; records made with other values must not be reused."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in SCORING_FIELDS}
+
+    def as_dict(self) -> dict:
+        """Every field, JSON-able."""
+        return dataclasses.asdict(self)
+
+    def sample(self, num_clip_frames: int) -> np.ndarray:
+        """int64 [num_frames], not decreasing: the listed frames of a clip of ``num_clip_frames`` frames.
+
+        Raises:
+            ValueError: the clip has no frame.
+        """
+        sampler = linspace_truncated if self.frame_sampling == "linspace_truncated" else uniform_frames
+        return sampler(num_clip_frames, self.num_frames)
+
+    def describe(self) -> list[str]:
+        """One line per choice, for the head of a result."""
+        lines = [f"protocol {self.name}"]
+        lines += [f"  {key} = {value}" for key, value in self.as_dict().items() if key != "name"]
+        return lines
+
+
+PRESETS: dict[str, dict] = {
+    "groundmore": {},
+    "groundmore_2025": {"frame_sampling": "linspace_truncated", "window": "unclipped"},
+}
+"""Named starting points: the corrected protocol, and the arithmetic of the evaluator published in 2025."""
+
+
+def make_protocol(name: str = "groundmore", **overrides) -> Protocol:
+    """A preset with some fields replaced.
+
+    Args:
+        name: a key of PRESETS.
+        overrides: fields of :class:`Protocol`; None leaves the preset's value.
+
+    Raises:
+        ConfigError: unknown preset, or values that :class:`Protocol` refuses (all of them listed).
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"--protocol {name}: unknown; choose one of {', '.join(PRESETS)}")
+    chosen = {key: value for key, value in overrides.items() if value is not None}
+    return Protocol(**{"name": name, **PRESETS[name], **chosen})

@@ -1,0 +1,283 @@
+"""The program: a tiny random model over a corpus, files and exit codes, resume, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.groundmore import GroundMoRe
+from datasets.tokenization import load_tokenizer
+from evaluate_groundmore import main
+from evaluation.arguments import parse_arguments, protocol_of
+from evaluation.pictures import choose_questions
+from evaluation.predictor import MoraPredictor, control_order
+from evaluation.protocol import make_protocol
+from evaluation.records import read_record
+from evaluation.run import attach_tokens
+from model import presets
+from utils.errors import ConfigError, TokenizerError
+from utils.masks import decode_rle
+from utils.video import read_frame
+
+
+@pytest.fixture(scope="module")
+def tokenizer(project_root):
+    return load_tokenizer(project_root / "assets" / "tiny_tokenizer")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    fields = {"clip_layers": 1, "llm_layers": 1, "sam_layers": 1, "clip_hidden": 32, "llm_hidden": 32, "sam_hidden": 32}
+    model = presets.build(presets.tiny(vocab_size=len(tokenizer), **fields))
+    attach_tokens(model, tokenizer)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model_folder(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture
+def flags(model_folder, corpus_paths, tmp_path):
+    """The README's command with the paths of this test."""
+    return [
+        "--version", str(model_folder), "--meta_file", str(corpus_paths[0]), "--video_root", str(corpus_paths[1]),
+        "--output_dir", str(tmp_path / "out"), "--result_file", str(tmp_path / "result.txt"), "--num_frames", "6",
+        "--force_seg_token", "--force_loc_token", "--use_loc_refine", "--loc_threshold", "0.5", "--workers", "0",
+        "--max_new_tokens", "4", "--precision", "fp32", "--device", "cpu",
+    ]  # fmt: skip
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_whole_program(flags, tmp_path, capsys):
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    for word in ("protocol groundmore", "num_frames = 6", "Overall", "Counterfactual", "all_empty", "right object"):
+        assert word in printed
+    out = tmp_path / "out"
+    assert len(list((out / "records").rglob("*.json"))) == 4
+    record = read_record(out, "beta_0110_0114", "a")
+    assert record.ok and record.forced_seg and record.forced_loc and len(record.masks) == 6 == len(record.loc_probs)
+    assert decode_rle(record.masks[0]).shape == (24, 32)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["counts"]["questions_ok"] == 4 and summary["counts"]["questions_with_forced_seg"] == 4
+    assert summary["run"]["settings"]["protocol"]["num_frames"] == 6
+    assert "Final Descriptive JF" in (tmp_path / "result.txt").read_text()
+    pictures = sorted(path.name for path in (out / "pictures").iterdir())
+    assert pictures == ["00_best.png", "01_best.png", "02_best.png", "03_best.png", "index.html"]
+    page = (out / "pictures" / "index.html").read_text()
+    assert all(f'src="{name}"' in page for name in pictures[:-1]) and "What moves first?" in page
+    assert Image.open(out / "pictures" / "00_best.png").size[0] > 800
+
+    before = tree(out)
+    assert main(flags) == 0
+    assert "kept 4 recorded earlier" in capsys.readouterr().out
+    assert tree(out) == before
+
+
+def test_records_are_scored_again_under_another_threshold(flags, corpus_paths, tmp_path, capsys):
+    assert main([*flags, "--predict_only"]) == 0
+    assert not (tmp_path / "out" / "summary.json").exists()
+    score = [
+        "--score_only", "--meta_file", str(corpus_paths[0]), "--video_root", str(corpus_paths[1]),
+        "--output_dir", str(tmp_path / "out"), "--pictures", "0", "--workers", "0",
+    ]  # fmt: skip
+    assert main([*score, "--use_loc_refine", "--loc_threshold", "1.0"]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["protocol"]["loc_threshold"] == 1.0 and summary["protocol"]["force_seg_token"] is True
+    rows = summary["rows"]
+    assert rows["model"]["table"]["Overall"]["JF"] == rows["all_empty"]["table"]["Overall"]["JF"]
+    assert (tmp_path / "out" / "result.txt").exists()
+    assert main([*score, "--num_frames", "7"]) == 2
+    assert "--num_frames: 7, but the records were made with 6" in capsys.readouterr().err
+
+
+def test_other_settings_in_the_same_folder(flags, capsys):
+    assert main([*flags, "--predict_only"]) == 0
+    assert main([*flags, "--no-force_loc_token"]) == 2
+    assert "protocol.force_loc_token: True -> False" in capsys.readouterr().err
+    assert main([*flags, "--no-force_loc_token", "--overwrite", "--predict_only"]) == 0
+
+
+def test_a_question_that_fails_ends_non_zero(flags, tmp_path, monkeypatch, capsys):
+    answer = MoraPredictor.answer
+
+    def failing(self, context, questions):
+        if any(query.query_id == "1" for query in questions):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(self, context, questions)
+
+    monkeypatch.setattr(MoraPredictor, "answer", failing)
+    assert main(flags) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: 1 questions" in printed and "OutOfMemoryError: CUDA out of memory" in printed
+    assert "# questions 4, failed 1 (each counts as 0)" in (tmp_path / "result.txt").read_text()
+
+
+def test_limit_and_video(flags, tmp_path):
+    assert main([*flags, "--limit", "1", "--pictures", "0"]) == 0
+    assert [path.name for path in (tmp_path / "out" / "records").iterdir()] == ["alpha_0000_0004"]
+    assert main([*flags, "--video", "beta_0110_0114", "--pictures", "0"]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["counts"]["questions"] == 2 and summary["run"]["selection"]["video"] == ["beta_0110_0114"]
+
+
+def test_every_flag_mistake_is_listed_at_once(capsys, tmp_path):
+    arguments = ["--meta_file", str(tmp_path / "no.json"), "--video_root", str(tmp_path / "no"), "--limit", "0"]
+    if not torch.cuda.is_available():
+        arguments += ["--device", "cuda"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    for word in ("--meta_file", "--video_root", "--limit", "--version", "no such file"):
+        assert word in error
+    assert torch.cuda.is_available() or "torch sees no GPU" in error
+
+
+def test_fp16_without_a_gpu_and_both_steps_only(flags, capsys):
+    assert main([*flags, "--precision", "fp16", "--predict_only", "--score_only"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+    assert main([*flags, "--precision", "fp16"]) == 2
+    assert "fp16 needs a GPU" in capsys.readouterr().err
+
+
+def test_bad_models_and_tokens(flags, model, tokenizer, tmp_path, capsys):
+    assert main([*flags, "--version", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
+    no_loc = presets.build(presets.tiny(vocab_size=len(tokenizer), clip_layers=1, llm_layers=1, loc_mode="none"))
+    with pytest.raises(ConfigError, match=r"\[LOC\] head"):
+        MoraPredictor(no_loc, tokenizer, make_protocol(loc_refine=True))
+    attach_tokens(no_loc, tokenizer)
+    assert no_loc.config.loc_token_id is None
+    no_loc.config.seg_token_id += 1
+    with pytest.raises(TokenizerError, match="saved with the weights"):
+        attach_tokens(no_loc, tokenizer)
+    no_loc.config.seg_token = "[NONE]"
+    with pytest.raises(TokenizerError, match="NONE"):
+        MoraPredictor(no_loc, tokenizer, make_protocol())
+
+
+def test_score_only_before_anything_was_predicted(corpus_paths, tmp_path, capsys):
+    arguments = ["--score_only", "--meta_file", str(corpus_paths[0]), "--video_root", str(corpus_paths[1])]
+    assert main([*arguments, "--output_dir", str(tmp_path)]) == 2
+    assert "run.json" in capsys.readouterr().err
+
+
+def test_flags_reach_the_protocol(flags):
+    protocol = protocol_of(parse_arguments([*flags, "--protocol", "groundmore_2025", "--frame_control", "shuffle"]))
+    expected = make_protocol(
+        "groundmore_2025", num_frames=6, max_new_tokens=4, force_seg_token=True, force_loc_token=True, loc_refine=True,
+        frame_control="shuffle",
+    )  # fmt: skip
+    assert protocol == expected
+    every = {field.name for field in dataclasses.fields(protocol)}
+    assert {"num_frames", "loc_refine", "seg_only"} <= every
+
+
+def test_frame_control_disturbs_only_what_the_language_model_sees(model, tokenizer, corpus):
+    video = corpus[0]
+    frames = [read_frame(path) for path in video.frame_paths[:6]]
+    contexts = {
+        control: MoraPredictor(model, tokenizer, make_protocol(frame_control=control)).encode(video.video_id, frames)
+        for control in ("none", "repeat_first", "shuffle")
+    }
+    for control in ("repeat_first", "shuffle"):
+        assert torch.equal(contexts[control].sam_embeddings, contexts["none"].sam_embeddings)
+        assert not torch.equal(contexts[control].visual, contexts["none"].visual)
+    order = control_order("shuffle", 6, "a")
+    assert sorted(order) == list(range(6)) and list(order) != list(range(6))
+    assert np.array_equal(order, control_order("shuffle", 6, "a"))
+    assert {tuple(control_order("shuffle", 2, str(name))) for name in range(9)} == {(1, 0)}
+    assert control_order("repeat_first", 3, "a").tolist() == [0, 0, 0]
+    assert control_order("shuffle", 1, "a").tolist() == [0]
+
+
+def test_questions_together_equal_questions_alone(model, tokenizer, corpus):
+    video = corpus[1]
+    frames = [read_frame(path) for path in video.frame_paths[::4]]
+    for fields in ({}, {"answer_mode": "forced"}):
+        protocol = make_protocol(force_seg_token=True, force_loc_token=True, max_new_tokens=4, **fields)
+        predictor = MoraPredictor(model, tokenizer, protocol)
+        together = predictor.answer(predictor.encode(video.video_id, frames), video.queries)
+        for query, prediction in zip(video.queries, together):
+            alone = predictor.answer(predictor.encode(video.video_id, frames), [query])[0]
+            assert alone.answers == prediction.answers and "[SEG]" in alone.answers[0]
+            assert np.allclose(alone.loc_probs, prediction.loc_probs, atol=1e-5)
+            assert (alone.masks != prediction.masks).mean() < 1e-3
+            assert alone.has_seg.all() and alone.masks.shape == (6, 24, 32)
+
+
+def test_a_model_that_says_nothing_has_no_masks_and_no_times(model, tokenizer, corpus):
+    video = corpus[0]
+    frames = [read_frame(path) for path in video.frame_paths[:3]]
+    predictor = MoraPredictor(model, tokenizer, make_protocol(max_new_tokens=1))
+    prediction = predictor.answer(predictor.encode(video.video_id, frames), video.queries[:1])[0]
+    assert not prediction.has_seg.any() and not prediction.masks.any() and prediction.loc_probs is None
+    silent = MoraPredictor(model, tokenizer, make_protocol(seg_only=True, force_seg_token=True, max_new_tokens=1))
+    prediction = silent.answer(silent.encode(video.video_id, frames), video.queries[:1])[0]
+    assert prediction.has_seg.all() and prediction.forced_seg and prediction.loc_probs is None
+
+
+def test_choosing_questions():
+    scores = [
+        {"status": "ok", "query_id": str(k), "rows": {"model": {"JF": k / 10}}} for k in range(10)
+    ] + [{"status": "failed", "query_id": "x", "rows": {"model": {"JF": 0.0}}}]
+    chosen = choose_questions(scores, 3)
+    groups = [group for group, _ in chosen]
+    assert groups == ["random"] * 3 + ["best"] * 3 + ["worst"] * 3
+    ids = [score["query_id"] for _, score in chosen]
+    assert len(set(ids)) == 9 and "x" not in ids
+    assert ids[3:6] == ["9", "8", "7"] and ids[6:] == ["0", "1", "2"]
+    assert [score["query_id"] for _, score in choose_questions(scores[:2], 3)] == ["1", "0"]
+    assert choose_questions(scores, 0) == []
+
+
+def test_sigkill_and_restart(flags, tmp_path, project_root):
+    """A real process, killed after its first record, leaves whole records; a second run completes them."""
+    out = tmp_path / "out"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "evaluate_groundmore.py", *flags, "--predict_only"]
+    process = subprocess.Popen(command, cwd=project_root, env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("records/*/*.json")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for path in out.glob("records/*/[!.]*.json"):
+        json.loads(path.read_text())
+    assert main([*flags, "--predict_only"]) == 0
+    interrupted = {name: data for name, data in tree(out).items() if not Path(name).name.startswith(".")}
+    flags[flags.index("--output_dir") + 1] = str(tmp_path / "whole")
+    assert main([*flags, "--predict_only"]) == 0
+    assert interrupted == tree(tmp_path / "whole")
+
+
+def test_the_real_mini_corpus(shared_data, flags, tmp_path):
+    real = shared_data / "groundmore_real_mini"
+    flags += ["--meta_file", str(real / "groundmore_test.json"), "--video_root", str(real / "groundmore_videos")]
+    assert main(flags) == 0
+    corpus = GroundMoRe(real / "groundmore_test.json", real / "groundmore_videos")
+    for query in corpus[0].queries:
+        record = read_record(tmp_path / "out", corpus[0].video_id, query.query_id)
+        assert record.ok and len(record.masks) == 6
+        assert all(decode_rle(rle).shape == (360, 640) for rle in record.masks)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["counts"]["questions_ok"] == 4
+    table = summary["rows"]["model"]["table"]
+    assert [table[name]["N"] for name in ("Causal", "Sequential", "Counterfactual", "Descriptive")] == [1] * 4
