@@ -1,0 +1,95 @@
+"""The learning rate of every step, the DeepSpeed configuration, and which items a step sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from deepspeed.runtime import lr_schedules
+
+from tests.training.toy_run import toy_arguments
+from training.data import StepLoader, StepSampler
+from training.engine import deepspeed_config, schedule_config
+from utils.errors import DataError
+
+
+def rates(args) -> list[float]:
+    """The rate each optimizer step is taken with."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=args.lr)
+    config = schedule_config(args)
+    schedule = getattr(lr_schedules, config["type"])(optimizer, **config["params"])
+    seen = []
+    for _ in range(args.epochs * args.steps_per_epoch):
+        seen.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+    return seen
+
+
+def test_warm_up_and_linear_decay(tmp_path):
+    args = toy_arguments(tmp_path, "--epochs", "2", "--steps_per_epoch", "10", "--warmup_steps", "4", "--lr", "1e-3")
+    seen = rates(args)
+    assert seen[:6] == pytest.approx([0, 0, 0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+    falling = [1e-3 * (20 - i) / 16 for i in range(4, 19)]
+    assert seen[5:] == pytest.approx(falling)
+
+
+def test_cosine_ends_where_it_is_told(tmp_path):
+    args = toy_arguments(
+        tmp_path, "--steps_per_epoch", "20", "--lr_schedule", "cosine", "--min_lr_ratio", "0.1", "--lr", "1e-3"
+    )
+    seen = rates(args)
+    assert max(seen) <= 1e-3 and seen[-1] == pytest.approx(1e-4, rel=0.01)
+    assert all(a >= b for a, b in zip(seen[4:], seen[5:]))
+
+
+def test_configuration(tmp_path):
+    config = deepspeed_config(toy_arguments(tmp_path), num_trainable=10**10)
+    zero = config["zero_optimization"]
+    assert zero["stage"] == 2 and zero["reduce_bucket_size"] == 500_000_000
+    assert all(zero[name] for name in ("contiguous_gradients", "overlap_comm", "reduce_scatter"))
+    assert config["gradient_clipping"] == 1.0 and config["train_micro_batch_size_per_gpu"] == 2
+    assert "bf16" not in config and "fp16" not in config
+    small = deepspeed_config(toy_arguments(tmp_path, "--precision", "bf16"), num_trainable=1025)
+    assert small["zero_optimization"]["reduce_bucket_size"] == 2048 and small["bf16"] == {"enabled": True}
+
+
+def numbers(*args, **kwargs) -> list[list[int]]:
+    return list(StepSampler(*args, **kwargs))
+
+
+def test_processes_share_what_one_would_see():
+    alone = numbers(0, 3, accumulation=4, batch_size=2)
+    first = numbers(0, 3, accumulation=2, batch_size=2, rank=0, world_size=2)
+    second = numbers(0, 3, accumulation=2, batch_size=2, rank=1, world_size=2)
+    assert [item for pair in zip(first, second) for item in pair] == alone
+    assert sum(alone, []) == list(range(24))
+
+
+def test_a_resumed_run_sees_the_rest():
+    assert numbers(0, 5, 2, 3)[2 * 2 :] == numbers(2, 5, 2, 3)
+    assert len(StepSampler(2, 5, 2, 3)) == 6
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        if index == 13:
+            raise DataError("clip13/images/0000001.jpg: cannot be read")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_keeps_order_and_leaves_the_global_generator_alone(workers):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    loader = StepLoader(Numbers(), list, StepSampler(0, 3, 2, 2), workers, seed=0)
+    assert list(loader) == [[2 * i, 2 * i + 1] for i in range(6)]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_stops_the_run_with_its_own_message(workers):
+    loader = StepLoader(Numbers(), list, StepSampler(0, 9, 1, 2), workers, seed=0)
+    seen = []
+    with pytest.raises(DataError, match="^clip13/images/0000001.jpg: cannot be read$"):
+        for batch in loader:
+            seen.append(batch)
+    assert seen == [[2 * i, 2 * i + 1] for i in range(6)]

@@ -1,0 +1,169 @@
+"""From flags to parts: the model with its adapters and its trainable set, its tokenizer, its data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.collate import CorpusDataset, SampleProcessor
+from datasets.mixture import build_mixture
+from datasets.tokenization import MoraTokenizer, load_tokenizer
+from model.checkpoints import load_any
+from model.convert.report import LoadReport
+from model.convert.sources import resolve_folder
+from model.losses import LossWeights
+from model.mora import MoraModel
+from model.trainable import add_lora, set_trainable
+from utils.errors import TokenizerError
+from utils.files import read_json, write_json
+
+
+@dataclass
+class Parts:
+    """A model that is ready to train.
+
+    Attributes:
+        model: on the CPU, with adapters, ``requires_grad`` set.
+        tokenizer: has every token the model needs.
+        trained: names of the parameters that learn.
+        report: what loading the base did.
+    """
+
+    model: MoraModel
+    tokenizer: MoraTokenizer
+    trained: list[str]
+    report: LoadReport
+
+    def describe(self) -> str:
+        """A few lines for the log: what was loaded, what learns."""
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        groups: dict[str, int] = {}
+        for name in self.trained:
+            group = "LoRA" if ".lora_" in name else ".".join(name.split(".")[:2])
+            groups[group] = groups.get(group, 0) + self.model.get_parameter(name).numel()
+        listed = ", ".join(f"{group} {count:,}" for group, count in groups.items())
+        return f"{self.report}\n{learning:,} of {total:,} parameters learn ({listed})"
+
+    def write(self, folder: Path) -> None:
+        """``config.json`` and ``tokenizer/`` in a checkpoint, so that it says which network it holds."""
+        write_json(folder / "config.json", json.loads(self.model.config.to_json_string()))
+        self.tokenizer.save(folder / "tokenizer")
+
+
+def base_loc_mode(folder: Path) -> str:
+    """The [LOC] head a base model has: "none", "global" or "frame"."""
+    path = folder / "config.json"
+    return read_json(path).get("loc_mode", "none") if path.is_file() else "none"
+
+
+def config_overrides(args: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """Fields of :class:`model.config.MoraConfig` that the flags set; what no flag names stays the base's.
+
+    Args:
+        args: flags of ``training.arguments.add_model_flags``.
+        base: folder of the base model; its ``config.json`` says which [LOC] head it has.
+    """
+    overrides = {
+        "template": args.conv_type,
+        "visual_mode": args.visual_mode,
+        "answer_style": args.answer_style,
+        "loc_mode": "none" if args.seg_only else args.loc_mode,
+    }
+    if overrides["loc_mode"] is None:
+        stored = base_loc_mode(base)
+        overrides["loc_mode"] = stored if stored != "none" else "global"
+    return {name: value for name, value in overrides.items() if value is not None}
+
+
+def open_tokenizer(model: MoraModel, folder: Path) -> MoraTokenizer:
+    """The base's tokenizer, with [LOC] added if the model has a head for it and the tokenizer has not met it; the
+    model's vocabulary and token ids follow.
+
+    Raises:
+        TokenizerError: it lacks [SEG], or has fewer entries than the model expects without saying why.
+    """
+    config = model.config
+    tokenizer = load_tokenizer(folder, config.tokenization)
+    config.seg_token_id = tokenizer.id_of(config.seg_token)
+    if config.loc_mode == "none":
+        config.loc_token_id = None
+    else:
+        tokenizer.add_tokens([config.loc_token])
+        config.loc_token_id = tokenizer.id_of(config.loc_token)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows + 1:
+        raise TokenizerError(
+            f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {rows} rows; they do not belong together"
+        )
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
+    return tokenizer
+
+
+def build_parts(args: argparse.Namespace, dtype: torch.dtype) -> Parts:
+    """Load the base, fit tokens, add adapters, choose what learns.
+
+    Args:
+        args: has the flags of ``training.arguments.add_model_flags`` and ``seed``.
+        dtype: of the weights.
+
+    Raises:
+        CheckpointError: the base cannot be loaded, or has tensors without a place.
+        TokenizerError: see :func:`open_tokenizer`.
+        ConfigError: flags that contradict each other or name nothing.
+    """
+    folder = resolve_folder(args.version)
+    model, report = load_any(
+        folder,
+        args.vision_pretrained,
+        args.vision_tower,
+        dtype=dtype,
+        seed=args.seed,
+        allow_unexpected=["loc_head.*"] if args.seg_only else [],
+        **config_overrides(args, folder),
+    )
+    tokenizer = open_tokenizer(model, folder)
+    if args.lora_r > 0:
+        targets = [target.strip() for target in args.lora_target_modules.split(",")]
+        add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets, seed=args.seed)
+    trained = set_trainable(model, args.trainable)
+    return Parts(model, tokenizer, trained, report)
+
+
+def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:
+    """The mixture of corpora, processed as this model wants it.
+
+    Raises:
+        DataError: a corpus is missing or has mistakes; all of them are listed.
+        ConfigError: unknown corpora or rates that do not fit.
+    """
+    config = parts.model.config
+    mixture = build_mixture(
+        args.dataset, args.sample_rates, args.dataset_dir, args.seed, args.num_frames, args.max_questions,
+        args.frame_sampling,
+    )  # fmt: skip
+    processor = SampleProcessor(
+        parts.tokenizer,
+        sam_size=config.sam_config.vision_config.image_size,
+        clip_size=config.vision_config.image_size,
+        clip_resize=config.clip_resize,
+        template=config.template,
+        answer_style=config.answer_style,
+        with_loc=config.loc_mode != "none",
+        loc_for_referring=args.loc_for_referring,
+        outside_window=args.outside_window,
+        mask_frames=args.mask_frames,
+        max_length=args.model_max_length,
+    )
+    return CorpusDataset(mixture, processor, args.seed)
+
+
+def loss_weights(args: argparse.Namespace) -> LossWeights:
+    """Factors of the four losses."""
+    return LossWeights(args.ce_loss_weight, args.bce_loss_weight, args.dice_loss_weight, args.loc_loss_weight)

@@ -1,0 +1,247 @@
+"""The training loop, over a DeepSpeed engine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from training.checkpointing import CheckpointStore
+from training.data import make_loader
+from training.logging import Meter, RunLog
+from utils.distributed import World, gather_objects, mean_over_processes
+from utils.errors import ConfigError, MoraError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DivergedError(MoraError):
+    """A loss is no longer a finite number."""
+
+
+def schedule_config(args: argparse.Namespace) -> dict[str, Any]:
+    """DeepSpeed's learning-rate schedule: linear warm-up, then linearly to 0 or a cosine.
+
+    DeepSpeed sets the rate of a step from the number of steps finished before the previous one, so the first two
+    updates have rate 0.
+    """
+    total = args.epochs * args.steps_per_epoch
+    shared = {"total_num_steps": total, "warmup_num_steps": args.warmup_steps, "warmup_type": "linear"}
+    if args.lr_schedule == "cosine":
+        return {"type": "WarmupCosineLR", "params": {**shared, "cos_min_ratio": args.min_lr_ratio}}
+    return {"type": "WarmupDecayLR", "params": {**shared, "warmup_min_lr": 0.0, "warmup_max_lr": args.lr}}
+
+
+def deepspeed_config(args: argparse.Namespace, num_trainable: int) -> dict[str, Any]:
+    """The configuration handed to ``deepspeed.initialize``.
+
+    Args:
+        args: flags of :mod:`training.arguments`.
+        num_trainable: trained numbers; communication buffers are never larger than that.
+    """
+    bucket = min(500_000_000, 1024 * math.ceil(num_trainable / 1024))  # DeepSpeed wants it even
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": args.batch_size,
+        "gradient_accumulation_steps": args.grad_accumulation_steps,
+        "gradient_clipping": args.grad_clip,
+        "scheduler": schedule_config(args),
+        "zero_optimization": {
+            "stage": args.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": True,
+            "reduce_scatter": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "steps_per_print": 10**9,
+    }
+    if args.precision != "fp32":
+        config[args.precision] = {"enabled": True}
+    return config
+
+
+def start_engine(model: nn.Module, args: argparse.Namespace, world: World) -> Any:
+    """Wrap a model in a DeepSpeed engine with torch's AdamW over its trainable parameters.
+
+    Args:
+        model: with ``requires_grad`` set as wanted.
+        args: flags of :mod:`training.arguments`.
+        world: this process; ``utils.distributed.start_world`` was called.
+
+    Returns:
+        The engine; ``engine.module`` is the model, on the device and in the precision asked for.
+
+    Raises:
+        ConfigError: nothing is trainable.
+    """
+    import deepspeed  # late: it reads DS_ACCELERATOR, which start_world sets
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigError("nothing is trainable; look at --trainable and --lora_r")
+    if world.device.type == "cpu":
+        # Its compilation takes most of a minute and a compiler, to speed up communication inside one machine.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    optimizer = torch.optim.AdamW(
+        trained, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=args.weight_decay
+    )
+    config = deepspeed_config(args, sum(parameter.numel() for parameter in trained))
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config, dist_init_required=not torch.distributed.is_initialized()
+    )
+    return engine
+
+
+class Trainer:
+    """Takes optimizer steps, writes what it sees, saves what it has.
+
+    Args:
+        engine: from :func:`start_engine`.
+        dataset: map-style, valid for every item number >= 0 (see :mod:`training.data`).
+        collate: list of items -> batch with ``.to(device, dtype)``; the model is called as
+            ``model(batch, **forward_options)`` and returns a dict of 0-dim tensors, ``loss`` among them.
+        args: flags of :mod:`training.arguments`.
+        world: this process.
+        store: where checkpoints go.
+        card: what every run.json says beside step and epoch.
+        forward_options: keywords for the model.
+        name_samples: batch -> names of its samples, for messages.
+        draw: (batch, output) -> picture uint8 [H, W, 3]; called with predictions on the main process every
+            ``--picture_freq`` steps. None: no pictures.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        dataset: Dataset,
+        collate: Callable[[list], Any],
+        args: argparse.Namespace,
+        world: World,
+        store: CheckpointStore,
+        card: dict[str, Any],
+        forward_options: dict[str, Any] | None = None,
+        name_samples: Callable[[Any], list[str]] = lambda batch: [],
+        draw: Callable[[Any, dict[str, Any]], Any] | None = None,
+    ):
+        self.engine = engine
+        self.dataset = dataset
+        self.collate = collate
+        self.args = args
+        self.world = world
+        self.store = store
+        self.card = card
+        self.forward_options = forward_options or {}
+        self.name_samples = name_samples
+        self.draw = draw
+        self.meter = Meter()
+        self.rate = 0.0
+        self.total_steps = args.epochs * args.steps_per_epoch
+
+    def fit(self, first_step: int = 0) -> int:
+        """Train from ``first_step`` to the end, or until ``--max_minutes`` are over.
+
+        Returns:
+            Steps taken since the run's beginning.
+
+        Raises:
+            DivergedError: a loss is not finite; nothing was saved since.
+            CheckpointError: a checkpoint could not be written; the previous one is intact.
+        """
+        args = self.args
+        log = RunLog(self.store.folder, self.total_steps, first_step, self.world.is_main)
+        batches = iter(make_loader(self.dataset, self.collate, self.world, first_step, self.total_steps, args))
+        self.engine.train()
+        started = last_print = time.monotonic()
+        if first_step:
+            self._keep_if_due(first_step, log)
+        done = first_step
+        try:
+            for done in range(first_step + 1, self.total_steps + 1):
+                self._step(batches, done, log)
+                log.advance()
+                stop = self._out_of_time(started)
+                epoch_ends = done % args.steps_per_epoch == 0
+                due = epoch_ends or stop or (args.save_every_steps and done % args.save_every_steps == 0)
+                if due or done % args.print_freq == 0:
+                    last_print = self._report(done, last_print, log)
+                if due:
+                    self.store.save(self.engine, {"step": done, "epoch": done // args.steps_per_epoch, **self.card})
+                    self._keep_if_due(done, log)
+                    last_print = time.monotonic()  # saving is no part of the throughput
+                if stop and done < self.total_steps:
+                    log.say(f"{args.max_minutes:g} minutes are over: saved at step {done}; --auto_resume goes on")
+                    break
+        finally:
+            log.close()
+        return done
+
+    def _step(self, batches: Any, step: int, log: RunLog) -> None:
+        """All micro-batches of one optimizer step."""
+        args = self.args
+        self.rate = self.engine.get_lr()[0]  # before the schedule moves on
+        wants_picture = self.draw is not None and args.picture_freq and (step - 1) % args.picture_freq == 0
+        for micro in range(args.grad_accumulation_steps):
+            batch = next(batches).to(self.world.device, DTYPES[args.precision])
+            options = dict(self.forward_options)
+            if wants_picture and micro == 0 and self.world.is_main:
+                options["return_predictions"] = True
+            output = self.engine(batch, **options)
+            self.engine.backward(output["loss"])
+            self.engine.step()
+            losses = {name: value for name, value in output.items() if torch.is_tensor(value) and value.dim() == 0}
+            self.meter.add(losses, step, self.name_samples(batch))
+            if "return_predictions" in options:
+                log.picture(step, "sample", self.draw(batch, output))
+
+    def _report(self, step: int, since: float, log: RunLog) -> float:
+        """Fetch what was noted since the last report, check it, write it; returns the time."""
+        table = torch.stack([torch.stack(row) for row in self.meter.rows])  # [micro-batches, losses]
+        norm = torch.as_tensor(self.engine.get_global_grad_norm() or 0.0, dtype=torch.float32, device=table.device)
+        means = mean_over_processes(table.mean(dim=0))
+        *losses, grad_norm = torch.cat([means, norm.reshape(1)]).tolist()
+        if not all(math.isfinite(value) for value in losses):
+            self._blame(table)
+        now = time.monotonic()
+        samples = len(self.meter.rows) * self.args.batch_size * self.world.size
+        labels = ["total" if name == "loss" else name.removesuffix("_loss") for name in self.meter.names]
+        values = {f"loss/{label}": value for label, value in zip(labels, losses)}
+        values["train/lr"] = self.rate
+        values["train/grad_norm"] = grad_norm
+        values["train/samples_per_s"] = samples / max(now - since, 1e-9)
+        log.scalars(step, values)
+        self.meter.clear()
+        return now
+
+    def _blame(self, table: torch.Tensor) -> None:
+        """Name the micro-batches whose loss is not finite, on every process at once."""
+        mine = []
+        for values, (step, samples) in zip(table.tolist(), self.meter.origins):
+            bad = {name: value for name, value in zip(self.meter.names, values) if not math.isfinite(value)}
+            if bad:
+                mine.append(f"step {step}, rank {self.world.rank}, samples {', '.join(samples) or 'unnamed'}: {bad}")
+        culprits = [line for lines in gather_objects(mine) for line in lines]
+        raise DivergedError(
+            "the loss is not a finite number:\n  " + "\n  ".join(culprits[:10]) + "\n"
+            "No checkpoint was written since. Look at these samples, lower --lr, or use --precision bf16 or fp32"
+        )
+
+    def _keep_if_due(self, step: int, log: RunLog) -> None:
+        args = self.args
+        epoch, rest = divmod(step, args.steps_per_epoch)
+        if rest == 0 and args.keep_ckpt_every and epoch % args.keep_ckpt_every == 0:
+            log.say(f"epoch {epoch}: kept as {self.store.keep(epoch)}")
+
+    def _out_of_time(self, started: float) -> bool:
+        """Whether ``--max_minutes`` are over; all processes agree, though their clocks may not."""
+        if not self.args.max_minutes:
+            return False
+        over = torch.tensor(float(time.monotonic() - started > 60 * self.args.max_minutes), device=self.world.device)
+        return bool(mean_over_processes(over) > 0)

@@ -1,0 +1,133 @@
+"""One training run, from flags to the last checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.collate import collate
+from training.assembly import Parts, build_dataset, build_parts, loss_weights
+from training.checkpointing import CheckpointStore, read_run_card
+from training.engine import DTYPES, Trainer, start_engine
+from training.pictures import SamplePicture
+from training.weights import initialise_from
+from utils.distributed import World, start_world
+from utils.errors import ConfigError
+
+CHANGES_THE_COURSE = (
+    "version", "dataset", "sample_rates", "num_frames", "frame_sampling", "max_questions", "mask_frames",
+    "outside_window", "batch_size", "grad_accumulation_steps", "epochs", "steps_per_epoch", "lr", "beta1", "beta2",
+    "weight_decay", "warmup_steps", "lr_schedule", "min_lr_ratio", "grad_clip", "ce_loss_weight", "bce_loss_weight",
+    "dice_loss_weight", "loc_loss_weight", "precision", "seed", "trainable", "lora_r", "lora_alpha", "lora_dropout",
+    "loc_mode", "seg_only", "visual_mode", "conv_type", "answer_style",
+)  # fmt: skip
+"""Flags that a resumed run should share with the one it continues, if it is to end where that would have ended."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global generator of this process (dropout draws from torch's)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries may still draw from it
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on."""
+    found = {}
+    for name in ("torch", "transformers", "deepspeed", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def find_start(args: argparse.Namespace, store: CheckpointStore) -> Path | None:
+    """The checkpoint this run goes on from, or None to begin.
+
+    Raises:
+        ConfigError: there is one, and the flags would overwrite it.
+    """
+    exists = store.recover()
+    if args.resume is not None:
+        return Path(args.resume)
+    if exists and not args.auto_resume:
+        raise ConfigError(
+            f"{store.rolling} exists and --no-auto_resume would overwrite it; continue it with --auto_resume, choose "
+            "another --exp_name, or move it away"
+        )
+    return store.rolling if exists else None
+
+
+def changed_flags(args: argparse.Namespace, card: dict[str, Any]) -> list[str]:
+    """Lines such as ``lr: 0.0003 -> 0.001`` for flags that differ from those the checkpoint was trained with."""
+    stored = card.get("args", {})
+    return [
+        f"--{name}: {stored[name]} -> {getattr(args, name)}"
+        for name in CHANGES_THE_COURSE
+        if name in stored and stored[name] != getattr(args, name)
+    ]
+
+
+def _announce(world: World, *lines: str) -> None:
+    if world.is_main:
+        print(*lines, sep="\n", flush=True)
+
+
+def prepare_model(args: argparse.Namespace, world: World, resuming: bool) -> Parts:
+    """The model with its adapters, and with the weights of ``--init_from`` on a first launch."""
+    parts = build_parts(args, DTYPES[args.precision])
+    _announce(world, parts.describe())
+    if args.init_from is not None and not resuming:
+        _announce(world, str(initialise_from(parts.model, args.init_from)))
+    if args.gradient_checkpointing:
+        parts.model.set_gradient_checkpointing(True)
+    return parts
+
+
+def train(args: argparse.Namespace) -> int:
+    """Run ``train_ds.py``.
+
+    Args:
+        args: from :func:`training.arguments.parse_arguments`.
+
+    Returns:
+        Optimizer steps taken since the run's beginning.
+
+    Raises:
+        MoraError: a flag, file or checkpoint cannot be used, or the loss diverged; the message names it.
+    """
+    world = start_world({"auto": None, "cuda": True, "cpu": False}[args.device])
+    if world.device.type == "cpu":
+        _announce(world, f"no GPU is used: training on the CPU with {torch.get_num_threads()} thread(s) per process")
+    seed_everything(args.seed)
+    folder = Path(args.log_base_dir) / args.exp_name
+    store = CheckpointStore(folder, world)
+    start = find_start(args, store)
+    first_step = read_run_card(start)["step"] if start else 0  # fails before anything large is loaded
+    parts = prepare_model(args, world, resuming=start is not None)
+    store.write_model_files = parts.write
+    dataset = build_dataset(args, parts)
+    engine = start_engine(parts.model, args, world)
+    seed_everything(args.seed + 1 + world.rank)  # dropout differs between processes
+    if start is not None:
+        card = store.load(engine, start)
+        _announce(world, f"{start}: going on after step {first_step}")
+        for line in changed_flags(args, card):
+            _announce(world, f"  WARNING, another flag than before: {line}")
+    trainer = Trainer(
+        engine, dataset, collate, args, world, store,
+        card={"args": vars(args), "base": str(args.version), "trained": parts.trained, "versions": versions()},
+        forward_options={"loss_weights": loss_weights(args)},
+        name_samples=lambda batch: [video.video_id for video in batch.videos],
+        draw=SamplePicture(parts.tokenizer),
+    )  # fmt: skip
+    done = trainer.fit(first_step)
+    _announce(world, f"step {done} of {trainer.total_steps}: {store.rolling}")
+    return done

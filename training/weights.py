@@ -1,0 +1,152 @@
+"""Weights that were trained here or elsewhere, fitted by name into a model: for ``--init_from`` and for export.
+
+The same tensor has had several names: peft before 0.7 kept ``q_proj.weight`` beside its ``lora_A``, later versions call
+it ``q_proj.base_layer.weight``; wrappers put ``module.`` or ``base_model.model.`` in front; LISA's and MoRA's first
+code has names of its own. All of them are brought to one plain form and compared there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.convert.key_maps import strip_wrappers
+from model.convert.published import rename_published
+from model.convert.report import LoadReport
+from model.convert.state_files import read_state_dict
+from training.checkpointing import HARMLESS_NAMES, tag_folder
+from utils.errors import CheckpointError
+
+_ADAPTER = re.compile(r"\.(lora_[AB])(?:\.\w+)?\.weight$")
+"""Adapter matrices, with or without the adapter's name (``lora_A.default.weight``, ``lora_A.weight``)."""
+
+_GROWING = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+"""Matrices with one row per token; a checkpoint from before a token was added has fewer."""
+
+
+def plain_name(name: str) -> str:
+    """One spelling for a tensor of a wrapped model."""
+    (stripped,) = strip_wrappers({name: None})
+    return _ADAPTER.sub(r".\1.weight", stripped)
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under plain names of :class:`model.mora.MoraModel`, whatever wrote them.
+
+    Args:
+        state: names as a training program, peft or a published folder wrote them.
+
+    Returns:
+        The same tensors; frozen CLIP towers and constants of the published layout are left out, names of that layout
+        that are not known keep their own.
+    """
+    plain = {_ADAPTER.sub(r".\1.weight", name): value for name, value in strip_wrappers(state).items()}
+    if any(name.startswith("language_model.") for name in plain):
+        return plain
+    if not any(name.startswith("model.") for name in plain):
+        return plain
+    renamed, unknown, _ = rename_published(plain)
+    return {**renamed, **unknown}
+
+
+def adapter_rank(state: Mapping[str, Tensor]) -> int:
+    """LoRA's rank in a state with plain names; 0 without adapters."""
+    return next((tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight")), 0)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read trained weights, under plain names.
+
+    Args:
+        path: a checkpoint folder of ``train_ds.py``, the file or folder that its ``zero_to_fp32.py`` wrote, or the
+            folder of an exported model.
+
+    Raises:
+        CheckpointError: nothing readable there.
+    """
+    path = Path(path)
+    if path.is_dir() and ((path / "latest").exists() or any(path.glob("global_step*"))):
+        return plain_names(_join_partitions(path))
+    return plain_names(read_state_dict(path))
+
+
+def _join_partitions(folder: Path) -> dict[str, Tensor]:
+    """Full float32 weights of a DeepSpeed checkpoint, after checking that opening it runs no foreign code."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    inner = tag_folder(folder)
+    for file in sorted(inner.glob("*_states.pt")):
+        try:
+            foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(file))) - HARMLESS_NAMES
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{file}: cannot be read, probably truncated ({error})") from error
+        if foreign:
+            raise CheckpointError(f"{file}: refused, opening it would run {', '.join(sorted(foreign))}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=inner.name))
+        except (RuntimeError, ValueError, FileNotFoundError) as error:
+            raise CheckpointError(f"{folder}: cannot be joined to full weights ({error})") from error
+
+
+def fit_weights(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, allow_fewer_rows: bool = False
+) -> LoadReport:
+    """Copy every tensor that has a place in the model; nothing is decided about the rest.
+
+    Args:
+        model: with or without adapters; changed in place.
+        state: plain names, see :func:`plain_names`.
+        source: for messages.
+        allow_fewer_rows: fill the first rows of token matrices that have grown since.
+
+    Returns:
+        What was loaded, missing, unexpected and of another shape (by the model's plain names).
+    """
+    own = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    report = LoadReport(source)
+    report.unexpected = {name: tuple(value.shape) for name, value in state.items() if name not in own}
+    report.missing = {name: tuple(value.shape) for name, value in own.items() if name not in state}
+    with torch.no_grad():
+        for name, target in own.items():
+            if name not in state:
+                continue
+            value = state[name]
+            rows = value.shape[0] if value.dim() else 0
+            if value.shape == target.shape:
+                target.copy_(value)
+            elif allow_fewer_rows and name in _GROWING and value.shape[1:] == target.shape[1:] and rows < len(target):
+                target[:rows].copy_(value)
+                report.notes.append(f"{name}: {len(target) - rows} rows of newer tokens keep the base's values")
+            else:
+                report.mismatched[name] = (tuple(value.shape), tuple(target.shape))
+                continue
+            report.loaded += 1
+    return report
+
+
+def initialise_from(model: nn.Module, path: str | Path) -> LoadReport:
+    """``--init_from``: take the weights that are there; whatever is absent keeps the base's.
+
+    Adapters and a [LOC] head may be absent (they start fresh), and a [LOC] head may be left over (a ``--seg_only`` run
+    has no use for it); both are in the report, which the caller prints.
+
+    Raises:
+        CheckpointError: nothing fits, a tensor has no place, or shapes differ.
+    """
+    report = fit_weights(model, read_weights(path), str(path), allow_fewer_rows=True)
+    if not report.loaded:
+        raise CheckpointError(f"{path}: none of its tensors fits this model; is it a checkpoint of another program?")
+    if any(".lora_" in name for name in report.unexpected):
+        raise CheckpointError(
+            f"{path}: has LoRA adapters and this run has none (--lora_r 0), or other ones; use the same "
+            "--lora_target_modules, or export it first (merge_lora_weights_and_save_hf_model.py)"
+        )
+    report.raise_if_bad(allow_missing=["*"], allow_unexpected=["loc_head.*"])
+    return report
