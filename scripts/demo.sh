@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# MoRA from nothing to masks on one machine: environment, a motion corpus, two stages of training, export, evaluation.
+#
+#   bash scripts/demo.sh            about 15 minutes on 2 CPU cores; uses a GPU if there is one
+#   bash scripts/demo.sh --quick    the same path in under three minutes; too short to learn
+#   bash scripts/demo.sh --full     a harder world and more of it: an hour or two of CPU, minutes on a GPU
+#   bash scripts/demo.sh --out DIR  where to write (default demo_output, demo_output_quick, demo_output_full)
+#
+# Interrupted? Run it again: finished steps are skipped, training continues from its last checkpoint.
+
+mode=demo
+out=""
+while [ "$#" -gt 0 ]; do
+  case "$1" in
+    --quick) mode=quick ;;
+    --full) mode=full ;;
+    --out)
+      [ "$#" -ge 2 ] || { echo "error: --out needs a folder" >&2; exit 2; }
+      out="$2"
+      shift
+      ;;
+    -h | --help)
+      sed -n '2,9s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+    *)
+      echo "error: unknown argument $1; see bash $0 --help" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+set --
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements.txt
+
+begin=$SECONDS
+case "$mode" in
+  quick)
+    out="${out:-demo_output_quick}" level=easy
+    train_videos=48 referring_videos=24 test_videos=12
+    stage1_steps=6 stage2_steps=10 warmup=2
+    ;;
+  demo)
+    out="${out:-demo_output}" level=easy
+    train_videos=2400 referring_videos=300 test_videos=150
+    stage1_steps=100 stage2_steps=800 warmup=40
+    ;;
+  full)
+    out="${out:-demo_output_full}" level=hard
+    train_videos=12000 referring_videos=1500 test_videos=300
+    stage1_steps=600 stage2_steps=9000 warmup=200
+    ;;
+esac
+base="${BASE_MODEL:-assets/tiny_base}"
+# LoRA is made for bases that know a lot. This one knows single pictures only, so the demo trains the whole language
+# model, the projector, the read-out, the [LOC] head and SAM's mask decoder; both image encoders stay as they are.
+trainable="language_model.*||projector.*||text_hidden_fcs.*||sam.mask_decoder.*"
+mkdir -p "$out"
+
+gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
+if [ "$gpus" -gt 0 ]; then
+  processes="$gpus" precision=bf16
+else
+  processes="$(( CORES < 2 ? 1 : 2 ))" precision=fp32
+  export DS_ACCELERATOR=cpu
+fi
+batch=$(( 16 / processes > 0 ? 16 / processes : 1 ))
+
+step() {
+  printf '\n== [%3d min %02d s] %s\n' $(( (SECONDS - begin) / 60 )) $(( (SECONDS - begin) % 60 )) "$1"
+}
+
+run() {
+  echo "+ $*"
+  "$@"
+}
+
+train() { # name, base, then flags of train_ds.py
+  local name="$1" base="$2"
+  shift 2
+  run deepspeed --num_gpus "$processes" --master_port "${MASTER_PORT:-29611}" train_ds.py \
+    --version "$base" --dataset_dir "$out/data" --log_base_dir "$out/runs" --exp_name "$name" --auto_resume \
+    --precision "$precision" --batch_size "$batch" --grad_accumulation_steps 1 --epochs 1 --lora_r 0 \
+    --num_frames 8 --frame_sampling jitter --mask_frames 2 --outside_window ignore --workers 1 \
+    --lr_schedule cosine --min_lr_ratio 0.03 --beta2 0.98 --weight_decay 0.02 --dice_loss_weight 1.0 \
+    --no-gradient_checkpointing --save_every_steps 200 --print_freq 10 --seed 7 "$@"
+}
+
+export_model() { # name, base, folder, more flags
+  local name="$1" base="$2" folder="$3"
+  shift 3
+  [ -f "$folder/config.json" ] && return 0
+  run python "$out/runs/$name/ckpt_model/zero_to_fp32.py" "$out/runs/$name/ckpt_model" "$out/fp32_$name"
+  run python merge_lora_weights_and_save_hf_model.py --version "$base" --weight "$out/fp32_$name" \
+    --save_path "$folder" --lora_r 0 "$@"
+  rm -rf "$out/fp32_$name"
+}
+
+evaluate() { # name of the result, questions, then flags of evaluate_groundmore.py
+  local name="$1" questions="$2"
+  shift 2
+  run python evaluate_groundmore.py --version "$out/mora-tiny" --video_root "$out/data_test/GroundMoRe/groundmore_videos" \
+    --meta_file "$out/data_test/GroundMoRe/$questions" --output_dir "$out/eval/$name" \
+    --result_file "$out/results/$name.txt" --num_frames 8 --force_seg_token --max_new_tokens 12 "$@"
+}
+
+step "1/6 corpora: $train_videos motion videos, $referring_videos + $referring_videos referring, $test_videos unseen"
+run python -m datasets.synthetic --out "$out/data" --seed 1 --level "$level" --num_videos "$train_videos" \
+  --num_refytvos "$referring_videos" --num_mevis "$referring_videos"
+run python -m datasets.synthetic --out "$out/data_test" --seed 1001 --level "$level" --num_videos "$test_videos" \
+  --split test --corpora groundmore
+
+step "2/6 stage 1: referring on Refer-YouTube-VOS and MeViS, [SEG] only"
+train stage1 "$base" --dataset "refer_video_seg||mevis" --sample_rates "1,1" --seg_only \
+  --steps_per_epoch "$stage1_steps" --warmup_steps "$warmup" --lr 5e-4 --max_questions 5 --trainable "$trainable"
+export_model stage1 "$base" "$out/mora-tiny-stage1" --seg_only
+
+step "3/6 stage 2: motion questions of GroundMoRe, [SEG] and [LOC]"
+train stage2 "$out/mora-tiny-stage1" --dataset "groundmore||refer_video_seg" --sample_rates "6,1" --loc_mode global \
+  --steps_per_epoch "$stage2_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 6 --trainable "$trainable||loc_head.*"
+
+step "4/6 export"
+export_model stage2 "$out/mora-tiny-stage1" "$out/mora-tiny" --loc_mode global
+
+step "5/6 evaluation on $test_videos unseen videos"
+evaluate groundmore groundmore_test.json --force_loc_token --use_loc_refine --loc_threshold 0.5
+evaluate referring referring_test.json
+
+step "6/6 controls: what the model can do without motion"
+evaluate one_frame groundmore_test.json --force_loc_token --use_loc_refine --frame_control repeat_first --pictures 0
+evaluate shuffled groundmore_test.json --force_loc_token --use_loc_refine --frame_control shuffle --pictures 0
+
+step "done"
+cat "$out/results/groundmore.txt" | tail -n 40

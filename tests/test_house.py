@@ -1,0 +1,112 @@
+"""Rules of the house that a reader should be able to rely on: who imports whom, sizes, and a README that is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOMS = {
+    "utils": {"utils"},
+    "datasets": {"utils", "datasets"},
+    "model": {"utils", "model"},
+    "evaluation": {"utils", "datasets", "model", "evaluation"},
+    "training": {"utils", "datasets", "model", "evaluation", "training"},
+}
+FORBIDDEN = {"torchvision", "segment_anything", "trl"}
+
+
+def product_files(root):
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=root, capture_output=True, text=True, check=True,
+    ).stdout.split()
+    return [root / name for name in listed if not name.startswith("tests/") and (root / name).is_file()]
+
+
+def imported_modules(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
+def test_rooms_import_only_what_they_may(project_root):
+    crossings = []
+    for path in product_files(project_root):
+        room = path.relative_to(project_root).parts[0]
+        for name in imported_modules(ast.parse(path.read_text())):
+            top = name.split(".")[0]
+            if top in FORBIDDEN:
+                crossings.append(f"{path}: imports {name}")
+            if room in ROOMS and top in ROOMS and top not in ROOMS[room]:
+                crossings.append(f"{path}: {room} imports {name}")
+    assert not crossings, "\n".join(crossings)
+
+
+def test_files_and_functions_stay_readable(project_root):
+    too_long = []
+    for path in product_files(project_root):
+        source = path.read_text()
+        lines = source.count("\n")
+        limit = 80 if path.parent == project_root else 400
+        if lines > limit:
+            too_long.append(f"{path}: {lines} lines, limit {limit}")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 70:
+                too_long.append(f"{path}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines")
+    assert not too_long, "\n".join(too_long)
+
+
+def test_weights_are_never_unpickled_blindly(project_root):
+    blind = []
+    for path in product_files(project_root):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
+                blind.append(f"{path}:{node.lineno}")
+            if called == "torch.load":
+                if not any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords):
+                    blind.append(f"{path}:{node.lineno}")
+    assert not blind, "\n".join(blind)
+
+
+def readme_commands(root):
+    text = (root / "README.md").read_text()
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def test_readme_opens_with_the_two_commands(project_root):
+    commands = readme_commands(project_root)
+    assert "bash scripts/demo.sh" in commands
+    assert "bash scripts/test.sh" in commands
+
+
+def test_readme_names_files_that_exist(project_root):
+    text = (project_root / "README.md").read_text()
+    named = set(re.findall(r"(?<![\w/.])((?:scripts|docs|benchmarks|assets|\.ci)/[\w./-]*\w)", text))
+    named |= set(re.findall(r"(?<![\w/.])(\w+\.py)(?=[\s`])", text))
+    missing = sorted(name for name in named if not (project_root / name).exists())
+    assert not missing, missing
+
+
+@pytest.mark.parametrize(
+    "script", ["train_ds.py", "evaluate_groundmore.py", "merge_lora_weights_and_save_hf_model.py"]
+)
+def test_readme_flags_are_accepted(project_root, script):
+    help_text = subprocess.run(
+        [sys.executable, script, "--help"], cwd=project_root, capture_output=True, text=True, check=True
+    ).stdout
+    used = set()
+    for command in readme_commands(project_root):
+        if script in command:
+            used |= set(re.findall(r"(--[a-zA-Z][\w-]*)", command.split(script, 1)[1]))
+    unknown = sorted(flag for flag in used if not re.search(rf"{flag}\b", help_text))
+    assert not unknown, f"{script} does not know {unknown}"
+    assert used, f"the README never shows {script}"
