@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from evaluation.run import evaluate
 
         return evaluate(args)
-    except MoraError as error:
+    except (MoraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

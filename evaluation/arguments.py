@@ -90,7 +90,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     _switch(group, "--predict_only", "write the records and stop")
     _switch(group, "--score_only", "score the records of an earlier run")
-    _switch(group, "--overwrite", "delete records that were made under other settings")
+    _switch(group, "--overwrite", "delete the records in OUTPUT_DIR first")
     group.add_argument("--questions_per_batch", type=int, default=0, metavar="N",
                        help="questions answered together; 0: all of a clip (%(default)s)")  # fmt: skip
     group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1),

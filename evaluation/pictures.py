@@ -22,7 +22,7 @@ MAX_COLUMNS = 8
 """Frames on a picture; more would be too small to see."""
 
 FRAME_WIDTH = 160
-TRUTH_FILL, PREDICTION_FILL = (60, 190, 90), (230, 60, 60)
+PREDICTION_FILL = (230, 60, 60)
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -31,8 +31,8 @@ pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto; font-size: 13px; }}
 figure {{ margin: 0 0 2.5em; border-top: 1px solid #ccc; padding-top: 1em; }}
 figcaption b {{ font-size: 17px; }} img {{ max-width: 100%; margin-top: .5em; }} .facts {{ color: #666; }}
 </style></head><body><h1>{title}</h1>
-<p>Upper row: ground truth (green). Lower row: prediction after refinement (red), true outline in white.
-A green bar under a frame: it lies in the action's window. Curve: [LOC] probability per frame, window shaded.</p>
+<p>White outline: ground truth. Red: prediction, after refinement. A green bar under a frame: it lies in the
+action's window. Curve: [LOC] probability per frame, window shaded.</p>
 <pre>{report}</pre>
 {figures}
 </body></html>
@@ -131,8 +131,9 @@ def question_picture(video: VideoRecord, query: Query, record: Record, protocol:
         rle = record.masks[position]
         kept = not refine or record.loc_probs[position] >= protocol.loc_threshold
         pred = decode_rle(rle) if rle is not None and kept else np.zeros(frame.shape[:2], dtype=bool)
-        above.append(draw_overlay(frame, [truth.target[column]], [TRUTH_FILL]))
-        below.append(draw_overlay(frame, [pred], [PREDICTION_FILL], truth=[truth.target[column]]))
+        # The prediction lies on a grey frame: a red fill on a coloured object could not be told from the object.
+        above.append(draw_overlay(frame, [], truth=[truth.target[column]]))
+        below.append(draw_overlay(_grey(frame), [pred], [PREDICTION_FILL], 0.7, [truth.target[column]]))
         note = f"frame {indices[column]}"
         notes.append(note if record.loc_probs is None else f"{note}  LOC {record.loc_probs[position]:.2f}")
     marks = [truth.in_window.tolist()] * 2
@@ -174,6 +175,11 @@ def loc_curve(probs: np.ndarray, in_window: np.ndarray, threshold: float, width:
     for point in points:
         cv2.circle(picture, (int(point[0]), point[1]), 3, PREDICTION_FILL, -1, cv2.LINE_AA)
     return picture
+
+
+def _grey(frame: np.ndarray) -> np.ndarray:
+    """uint8 RGB [H, W, 3] without its colours."""
+    return cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def _figure(group: str, score: dict, record: Record, file: str) -> str:

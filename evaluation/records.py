@@ -139,7 +139,7 @@ def open_run(output_dir: str | Path, settings: dict, overwrite: bool = False, ab
         output_dir: made if missing.
         settings: everything the predictions depend on, JSON-able and flat or nested.
         about: facts for the reader on which nothing depends (paths), JSON-able.
-        overwrite: delete records made under other settings instead of refusing.
+        overwrite: delete all records first, instead of refusing those made under other settings.
 
     Returns:
         The fingerprint that goes into every record.

@@ -113,6 +113,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--exp_name", default="mora", help="everything goes to LOG_BASE_DIR/EXP_NAME (%(default)s)")
     _flag(group, "--precision", choices=PRECISIONS, default="bf16", help="(%(default)s); without a GPU: fp32 or bf16")
     _flag(group, "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
+    _flag(group, "--attn_implementation", choices=("auto", "sdpa", "eager", "flash_attention_2"), default="auto",
+          help="auto: flash-attn if it is installed and the run is on a GPU in half precision, else SDPA")
     _flag(group, "--zero_stage", type=int, choices=(1, 2), default=2, help="what DeepSpeed divides among processes: "
           "optimizer states, or gradients too (%(default)s)")
     _switch(group, "--gradient_checkpointing", True, "recompute activations in the backward pass: less memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +107,21 @@ def open_tokenizer(model: MoraModel, folder: Path) -> MoraTokenizer:
     return tokenizer
 
 
-def build_parts(args: argparse.Namespace, dtype: torch.dtype) -> Parts:
+def choose_attention(wanted: str, dtype: torch.dtype, device: torch.device) -> str:
+    """Attention of the language model: ``wanted``, or for "auto" flash-attn where it is installed and can work."""
+    if wanted != "auto":
+        return wanted
+    usable = device.type == "cuda" and dtype != torch.float32 and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def build_parts(args: argparse.Namespace, dtype: torch.dtype, attention: str | None = None) -> Parts:
     """Load the base, fit tokens, add adapters, choose what learns.
 
     Args:
         args: has the flags of ``training.arguments.add_model_flags`` and ``seed``.
         dtype: of the weights.
+        attention: of the language model; None: transformers' own choice.
 
     Raises:
         CheckpointError: the base cannot be loaded, or has tensors without a place.
@@ -124,6 +134,7 @@ def build_parts(args: argparse.Namespace, dtype: torch.dtype) -> Parts:
         args.vision_pretrained,
         args.vision_tower,
         dtype=dtype,
+        attn_implementation=attention,
         seed=args.seed,
         allow_unexpected=["loc_head.*"] if args.seg_only else [],
         **config_overrides(args, folder),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.distributed import World, barrier, raise_together
+from utils.distributed import World, barrier, gather_objects, raise_together
 from utils.errors import CheckpointError
 from utils.files import atomic_write, read_json, recover_directory, replace_directory, write_json
 
@@ -79,6 +78,29 @@ def _harmless_types() -> list[Any]:
     return [getattr(importlib.import_module(module), name) for module, _, name in parts]
 
 
+def check_states(path: str | Path) -> None:
+    """Look into one file of a DeepSpeed checkpoint, without opening it, for anything that would run code.
+
+    Raises:
+        CheckpointError: missing, truncated, or holds objects other than tensors, plain values and DeepSpeed's own.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete, take an earlier one")
+    try:
+        foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - HARMLESS_NAMES
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read, probably truncated ({path.stat().st_size:,} bytes; {str(error)[:200]}); take an "
+            "earlier checkpoint"
+        ) from error
+    if foreign:
+        raise CheckpointError(
+            f"{path}: refused, opening it would run {', '.join(sorted(foreign))}; use only checkpoints written by this "
+            "program"
+        )
+
+
 def load_states(path: str | Path, map_location: Any = "cpu") -> Any:
     """Read one file of a DeepSpeed checkpoint without running code from it.
 
@@ -87,23 +109,14 @@ def load_states(path: str | Path, map_location: Any = "cpu") -> Any:
         map_location: as in ``torch.load``.
 
     Raises:
-        CheckpointError: missing, truncated, or holds objects other than tensors, plain values and DeepSpeed's own.
+        CheckpointError: see :func:`check_states`.
     """
+    check_states(path)
     try:
         with torch.serialization.safe_globals(_harmless_types()):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete, take an earlier one") from None
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, it holds more than tensors and plain values, or is damaged ({str(error)[:300]}); "
-            "use only checkpoints written by this program"
-        ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        size = Path(path).stat().st_size
-        raise CheckpointError(
-            f"{path}: cannot be read, probably truncated ({size} bytes; {str(error)[:200]}); take an earlier checkpoint"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be read ({str(error)[:200]}); take an earlier checkpoint") from error
 
 
 @contextmanager
@@ -211,7 +224,7 @@ class CheckpointStore:
             for leftover in self.folder.glob(f".{ROLLING_NAME}_epoch_*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
         barrier()
-        return self.rolling.is_dir()
+        return gather_objects(self.rolling.is_dir())[0]  # one answer for all, whatever their file systems have cached
 
     def save(self, engine: Any, card: dict[str, Any]) -> Path:
         """Write the whole state under a temporary name, then give it the name ``ckpt_model``.
@@ -333,7 +346,6 @@ class CheckpointStore:
             engine.load_checkpoint(
                 str(folder), tag=tag_folder(folder).name, load_module_strict=False, custom_load_fn=load_trained_weights
             )
-        restore_random_states(states)
         return card
 
 

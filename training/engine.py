@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -94,9 +95,9 @@ def start_engine(model: nn.Module, args: argparse.Namespace, world: World) -> An
         trained, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=args.weight_decay
     )
     config = deepspeed_config(args, sum(parameter.numel() for parameter in trained))
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=config, dist_init_required=not torch.distributed.is_initialized()
-    )
+    # torch's own advice about what DeepSpeed calls; nothing for the user to act on
+    warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
 
 

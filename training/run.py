@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from datasets.collate import collate
-from training.assembly import Parts, build_dataset, build_parts, loss_weights
+from training.assembly import Parts, build_dataset, build_parts, choose_attention, loss_weights
 from training.checkpointing import CheckpointStore, read_run_card
 from training.engine import DTYPES, Trainer, start_engine
 from training.pictures import SamplePicture
@@ -82,7 +82,8 @@ def _announce(world: World, *lines: str) -> None:
 
 def prepare_model(args: argparse.Namespace, world: World, resuming: bool) -> Parts:
     """The model with its adapters, and with the weights of ``--init_from`` on a first launch."""
-    parts = build_parts(args, DTYPES[args.precision])
+    dtype = DTYPES[args.precision]
+    parts = build_parts(args, dtype, choose_attention(args.attn_implementation, dtype, world.device))
     _announce(world, parts.describe())
     if args.init_from is not None and not resuming:
         _announce(world, str(initialise_from(parts.model, args.init_from)))

@@ -20,7 +20,7 @@ from model.convert.key_maps import strip_wrappers
 from model.convert.published import rename_published
 from model.convert.report import LoadReport
 from model.convert.state_files import read_state_dict
-from training.checkpointing import HARMLESS_NAMES, tag_folder
+from training.checkpointing import check_states, tag_folder
 from utils.errors import CheckpointError
 
 _ADAPTER = re.compile(r"\.(lora_[AB])(?:\.\w+)?\.weight$")
@@ -82,12 +82,7 @@ def _join_partitions(folder: Path) -> dict[str, Tensor]:
 
     inner = tag_folder(folder)
     for file in sorted(inner.glob("*_states.pt")):
-        try:
-            foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(file))) - HARMLESS_NAMES
-        except (RuntimeError, ValueError, EOFError) as error:
-            raise CheckpointError(f"{file}: cannot be read, probably truncated ({error})") from error
-        if foreign:
-            raise CheckpointError(f"{file}: refused, opening it would run {', '.join(sorted(foreign))}")
+        check_states(file)
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=inner.name))

@@ -52,11 +52,37 @@ def _read_integer(name: str) -> int:
     return int(value)
 
 
-def start_world(use_cuda: bool | None = None) -> World:
-    """Fill in the environment that a launcher would set, choose the device and the number of threads.
+def _fill_environment() -> tuple[int, int, int]:
+    """What a launcher would have set; ``srun`` says it in variables of its own.
 
-    The process group itself is opened by DeepSpeed. ``DS_ACCELERATOR`` is set for CPU runs (before DeepSpeed is
-    imported), and a port that is free now is chosen for single processes, so that two runs on one machine do not meet.
+    Returns:
+        rank, local rank, number of processes.
+
+    Raises:
+        ConfigError: the variables make no sense.
+    """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "24999")
+    rank, local_rank, size = (_read_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if not 0 <= rank < size:
+        raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={size}; unset both or use a launcher")
+    return rank, local_rank, size
+
+
+def start_world(use_cuda: bool | None = None) -> World:
+    """Fill in the environment that a launcher would set, choose device and threads, open the process group.
+
+    ``DS_ACCELERATOR`` is set for CPU runs (before DeepSpeed is imported), and a port that is free now is chosen for
+    single processes, so that two runs on one machine do not meet.
 
     Args:
         use_cuda: True or False to insist; None takes CUDA when there is one.
@@ -71,20 +97,7 @@ def start_world(use_cuda: bool | None = None) -> World:
     if use_cuda and not available:
         raise ConfigError("CUDA is asked for, but torch sees no GPU; use a CPU precision (fp32 or bf16) and device")
     on_gpu = available if use_cuda is None else use_cuda
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # started by srun
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "24999")
-    rank, local_rank, size = (_read_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    if not 0 <= rank < size:
-        raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={size}; unset both or use a launcher")
+    rank, local_rank, size = _fill_environment()
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
@@ -97,6 +110,8 @@ def start_world(use_cuda: bool | None = None) -> World:
         os.environ["DS_ACCELERATOR"] = "cpu"
         device = torch.device("cpu")
     _share_threads(size)
+    if not is_running():
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     return World(rank, local_rank, size, device)
 
 

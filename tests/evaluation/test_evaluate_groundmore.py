@@ -23,7 +23,7 @@ from evaluation.arguments import parse_arguments, protocol_of
 from evaluation.pictures import choose_questions
 from evaluation.predictor import MoraPredictor, control_order
 from evaluation.protocol import make_protocol
-from evaluation.records import read_record
+from evaluation.records import read_record, write_record
 from evaluation.run import attach_tokens
 from model import presets
 from utils.errors import ConfigError, TokenizerError
@@ -130,6 +130,23 @@ def test_a_question_that_fails_ends_non_zero(flags, tmp_path, monkeypatch, capsy
     printed = capsys.readouterr().out
     assert "FAILED: 1 questions" in printed and "OutOfMemoryError: CUDA out of memory" in printed
     assert "# questions 4, failed 1 (each counts as 0)" in (tmp_path / "result.txt").read_text()
+
+
+def test_a_full_disk_keeps_the_records_written_so_far(flags, tmp_path, monkeypatch, capsys):
+    done = []
+
+    def filling(folder, record):
+        if len(done) == 2:
+            raise OSError(28, "No space left on device")
+        done.append(record.query_id)
+        write_record(folder, record)
+
+    monkeypatch.setattr("evaluation.predict.write_record", filling)
+    assert main(flags) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(flags) == 0
+    assert "predicted 2 questions, kept 2 recorded earlier" in capsys.readouterr().out
 
 
 def test_limit_and_video(flags, tmp_path):
