@@ -92,7 +92,7 @@ export_model() { # name, base, folder, more flags
   [ -f "$folder/config.json" ] && return 0
   run python "$out/runs/$name/ckpt_model/zero_to_fp32.py" "$out/runs/$name/ckpt_model" "$out/fp32_$name"
   run python merge_lora_weights_and_save_hf_model.py --version "$base" --weight "$out/fp32_$name" \
-    --save_path "$folder" --lora_r 0 "$@"
+    --save_path "$folder" --lora_r 0 --precision fp32 "$@"
   rm -rf "$out/fp32_$name"
 }
 

@@ -346,6 +346,7 @@ class CheckpointStore:
             engine.load_checkpoint(
                 str(folder), tag=tag_folder(folder).name, load_module_strict=False, custom_load_fn=load_trained_weights
             )
+        restore_random_states(states)
         return card
 
 

@@ -34,8 +34,8 @@ from utils.files import atomic_directory, write_json
 NUM_FRAMES = 8
 """Pictures in the still videos that the figures are taken on."""
 
-TasksOf = Callable[[int], StillTasks]
-"""Tasks for still videos of so many pictures."""
+TasksOf = Callable[[int, TaskMix], StillTasks]
+"""Tasks for still videos of so many pictures with so many questions."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class Phase:
         frames: pictures per video.
         videos: per step.
         steps: how many.
+        mix: questions per video.
     """
 
     frames: int
     videos: int
     steps: int
+    mix: TaskMix = TaskMix()
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,11 @@ class BaseRecipe:
     """
 
     sam: Phase = Phase(frames=1, videos=32, steps=600)
-    language: tuple[Phase, ...] = (Phase(1, 40, 2000), Phase(3, 14, 800), Phase(8, 8, 1200))
+    language: tuple[Phase, ...] = (
+        Phase(1, 24, 1500, TaskMix(refer=1, where=2, what=2, list=0, mask_frames=1)),
+        Phase(3, 12, 600),
+        Phase(8, 8, 900),
+    )
     sam_lr: float = 1e-3
     lr: float = 1.2e-3
     warmup: int = 100
@@ -158,7 +164,7 @@ def _unchanged(item: Any) -> Any:
 def phase_batches(phases: Iterable[Phase], tasks: TasksOf, recipe: BaseRecipe) -> Iterator[tuple[MoraBatch, list]]:
     """The batches of several phases, one after the other; each phase has its own seed."""
     for number, phase in enumerate(phases):
-        source = StillBatches(tasks(phase.frames), recipe.seed + 10 + number, phase.videos, phase.steps)
+        source = StillBatches(tasks(phase.frames, phase.mix), recipe.seed + 10 + number, phase.videos, phase.steps)
         yield from DataLoader(source, batch_size=None, num_workers=recipe.workers, collate_fn=_unchanged)
 
 
@@ -276,15 +282,15 @@ def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_v
     model = presets.build(config, seed=recipe.seed)
     clip_size, sam_size = config.vision_config.image_size, model.sam.image_size
 
-    def tasks(frames: int) -> StillTasks:
-        return StillTasks(WorldSettings(), tokenizer, config.template, frames, TaskMix(), sam_size, clip_size)
+    def tasks(frames: int, mix: TaskMix) -> StillTasks:
+        return StillTasks(WorldSettings(), tokenizer, config.template, frames, mix, sam_size, clip_size)
 
     begin = time.monotonic()
     model.train()
     train_sam(model, tasks, recipe)
     train_language(model, tasks, recipe)
     minutes = (time.monotonic() - begin) / 60
-    results = figures(model, tasks(NUM_FRAMES), recipe.seed + 2, test_videos)
+    results = figures(model, tasks(NUM_FRAMES, TaskMix()), recipe.seed + 2, test_videos)
     card = {
         "made_by": "python -m scripts.make_tiny_base",
         "recipe": dataclasses.asdict(recipe),

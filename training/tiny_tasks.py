@@ -39,7 +39,7 @@ class TaskMix:
         mask_frames: frames per referring question whose mask is supervised.
     """
 
-    refer: int = 2
+    refer: int = 1
     where: int = 3
     what: int = 3
     list: int = 1

@@ -205,7 +205,7 @@ def test_a_base_that_never_met_loc_gets_the_token_and_the_head(flags, tmp_path, 
 def test_overfitting_eight_samples(flags, tmp_path, tiny_corpus, tiny_base):
     """Train on eight clips, export, open the export, answer by generation: J&F above 0.9."""
     train(
-        flags("--trainable", "all", "--lora_r", "0", "--epochs", "1", "--steps_per_epoch", "120", "--warmup_steps",
+        flags("--trainable", "all", "--lora_r", "0", "--epochs", "1", "--steps_per_epoch", "100", "--warmup_steps",
               "10", "--batch_size", "8", "--num_frames", "4", "--frame_sampling", "uniform", "--lr", "1e-3",
               "--beta2", "0.98", "--lr_schedule", "cosine", "--no-gradient_checkpointing", "--print_freq", "20")
     )  # fmt: skip
