@@ -7,7 +7,8 @@ Layout (as published)::
     ROOT/meta_expressions/train/meta_expressions.json
         {"videos": {VIDEO: {"frames": [FRAME, ...], "expressions": {ID: {"exp": str, "obj_id": str}}}}}
 
-``meta.json`` (object categories) is not needed.
+``ROOT/train/meta.json`` (``{"videos": {VIDEO: {"objects": {ID: {"category": str}}}}}``) is read if it is there: the
+category then names the answer object, for models that are trained to name it. Nothing else needs it.
 """
 
 from __future__ import annotations
@@ -50,19 +51,41 @@ class ReferYoutubeVos(Corpus):
         source = root / "meta_expressions" / split / "meta_expressions.json"
         videos = videos_of(read_json(source), source)
         problems, records, cache = Problems(), [], IdMaskCache()
+        categories = _read_categories(root / split / "meta.json", problems)
         for video_id, video in videos.items():
-            records += _read_video(root / split, video_id, video, cache, problems)
+            records += _read_video(root / split, video_id, video, categories.get(video_id, {}), cache, problems)
         super().__init__(source, records, problems, on_problem)
 
 
-def _read_video(folder: Path, video_id: str, video: Any, cache: IdMaskCache, problems: Problems) -> list[VideoRecord]:
+def _read_categories(path: Path, problems: Problems) -> dict[str, dict[int, str]]:
+    """Category of each object of each video; empty without the file."""
+    if not path.is_file():
+        return {}
+    categories: dict[str, dict[int, str]] = {}
+    for video_id, video in videos_of(read_json(path), path).items():
+        objects = video.get("objects") if isinstance(video, dict) else None
+        if not isinstance(objects, dict):
+            problems.add(f"{path}, video {video_id}", "must be an object with 'objects'")
+            continue
+        for number, entry in objects.items():
+            category = entry.get("category") if isinstance(entry, dict) else None
+            if not (number.isdecimal() and isinstance(category, str) and category.strip()):
+                problems.add(f"{path}, video {video_id}, object {number}", "needs a numeric id and a 'category'")
+                continue
+            categories.setdefault(video_id, {})[int(number)] = caption(category.replace("_", " "))
+    return categories
+
+
+def _read_video(
+    folder: Path, video_id: str, video: Any, categories: dict[int, str], cache: IdMaskCache, problems: Problems
+) -> list[VideoRecord]:
     """The records of one video; empty if it cannot be used at all."""
     where = f"video {video_id}"
     if not isinstance(video, dict):
         problems.add(where, f"must be an object with 'frames' and 'expressions', not {type(video).__name__}")
         return []
     names = ordered_frame_names(video, where, problems)
-    by_object = _expressions_by_object(video, where, problems)
+    by_object = _expressions_by_object(video, categories, where, problems)
     if names is None:
         return []
     images, masks = folder / "JPEGImages" / video_id, folder / "Annotations" / video_id
@@ -76,7 +99,9 @@ def _read_video(folder: Path, video_id: str, video: Any, cache: IdMaskCache, pro
     ]
 
 
-def _expressions_by_object(video: dict[str, Any], where: str, problems: Problems) -> dict[int, list[Query]]:
+def _expressions_by_object(
+    video: dict[str, Any], categories: dict[int, str], where: str, problems: Problems
+) -> dict[int, list[Query]]:
     """Queries by object id, objects in order of first mention."""
     by_object: dict[int, list[Query]] = {}
     for query_id, entry in (get_field(video, "expressions", dict, where, problems) or {}).items():
@@ -90,6 +115,8 @@ def _expressions_by_object(video: dict[str, Any], where: str, problems: Problems
             problems.add(place, f"'obj_id' must be a number from 1 to 255 in quotes, not {number!r}")
             number = None
         if text is not None and number is not None:
-            query = Query(query_id, caption(text), is_question=False, object_ids=(int(number),))
+            category = categories.get(int(number))
+            answer = f"the {category}" if category else None
+            query = Query(query_id, caption(text), is_question=False, answer=answer, object_ids=(int(number),))
             by_object.setdefault(int(number), []).append(query)
     return by_object

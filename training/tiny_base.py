@@ -194,7 +194,7 @@ def train_sam(model: MoraModel, tasks: TasksOf, recipe: BaseRecipe) -> None:
 
 
 class PatchReader(nn.Module):
-    """Auxiliary heads on the vision tower's patches; thrown away afterwards."""
+    """Auxiliary heads on the vision tower's patches: which colour and which shape; thrown away afterwards."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -202,7 +202,7 @@ class PatchReader(nn.Module):
         self.shape = nn.Linear(width, len(SHAPES) + 1)
 
     def forward(self, features: Tensor, targets: Tensor) -> Tensor:
-        """features [F, N, C], targets int64 [F, N, 2] to the summed cross-entropy; objects weigh as much as ground."""
+        """features [F, N, C], targets int64 [F, N, 2] to the summed cross-entropy; objects weigh more than ground."""
         weights = torch.where(targets[..., 0] > 0, 1.0, 0.25).flatten()
         colour = F.cross_entropy(self.colour(features).flatten(0, 1), targets[..., 0].flatten(), reduction="none")
         shape = F.cross_entropy(self.shape(features).flatten(0, 1), targets[..., 1].flatten(), reduction="none")
@@ -221,8 +221,7 @@ def train_language(model: MoraModel, tasks: TasksOf, recipe: BaseRecipe) -> None
         seen.clear()
         output = model(batch, LossWeights(ce=1.0, bce=2.0, dice=1.0))
         dense = reader(torch.cat(seen), dense_targets(worlds, side))
-        parts = {"loss": output["loss"] + dense, "ce": output["ce_loss"], "mask": output["mask_loss"], "dense": dense}
-        return parts
+        return {"loss": output["loss"] + dense, "ce": output["ce_loss"], "mask": output["mask_loss"], "dense": dense}
 
     parameters = [p for p in (*model.parameters(), *reader.parameters()) if p.requires_grad]
     steps = sum(phase.steps for phase in recipe.language)

@@ -162,7 +162,7 @@ class StillBatches(torch.utils.data.Dataset):
 
 
 def dense_targets(worlds: list, patches: int) -> Tensor:
-    """What each patch of each frame shows, for the auxiliary loss on the vision tower.
+    """What each patch of each picture shows, for the auxiliary loss on the vision tower.
 
     Args:
         worlds: (world, id_maps [T, H, W]) pairs as :meth:`StillTasks.batch` returns them.

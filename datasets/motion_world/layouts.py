@@ -194,7 +194,7 @@ class ReferYoutubeVosLayout(Layout):
         for target in video.objects:
             seen = (id_maps == target.object_id).any(axis=(1, 2))
             shown = [name for name, visible in zip(names, seen) if visible]
-            objects[str(target.object_id)] = {"category": target.shape, "frames": shown}
+            objects[str(target.object_id)] = {"category": target.name, "frames": shown}
         return {"video_id": video_id, "frames": names, "expressions": expressions, "objects": objects}
 
     def write_annotations(self, parts: list[dict[str, Any]]) -> None:

@@ -94,6 +94,22 @@ def test_ytvos_has_one_record_per_object(ytvos):
     corpus.check()
 
 
+def test_ytvos_category_names_the_answer(ytvos):
+    objects = {"1": {"category": "Giant_Dog", "frames": []}, "2": {"category": "ball", "frames": []}}
+    write_json(ytvos / "train/meta.json", {"videos": {"vid_a": {"objects": objects}}})
+    answers = [[query.answer for query in record.queries] for record in ReferYoutubeVos(ytvos)]
+    assert answers == [["the giant dog", "the giant dog"], ["the ball"], [None]]
+
+
+def test_ytvos_lists_mistakes_of_meta_json(ytvos):
+    videos = {"vid_a": {"objects": {"1": {}, "x": {"category": "dog"}}}, "vid_b": []}
+    write_json(ytvos / "train/meta.json", {"videos": videos})
+    with pytest.raises(DataError) as caught:
+        ReferYoutubeVos(ytvos)
+    for place in ("vid_a, object 1", "vid_a, object x", "vid_b"):
+        assert f"meta.json, video {place}" in str(caught.value)
+
+
 def test_records_can_be_sent_to_another_process(ytvos):
     record = pickle.loads(pickle.dumps(ReferYoutubeVos(ytvos)[0]))
     assert record.read_object_mask(record.queries[0], 1).sum() == 9

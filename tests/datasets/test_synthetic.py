@@ -141,7 +141,7 @@ def test_refer_youtube_vos_reads_back(corpus):
         expected = video.id_map[-1] == query.object_ids[0]
         np.testing.assert_array_equal(record.read_target(query, video.num_frames - 1), expected)
     meta = json.loads((corpus / "refytvos/train/meta.json").read_text())["videos"]
-    assert meta[reader[0].video_id]["objects"]["1"]["category"] == videos[reader[0].video_id].objects[0].shape
+    assert meta[reader[0].video_id]["objects"]["1"]["category"] == videos[reader[0].video_id].objects[0].name
 
 
 def test_mevis_reads_back_with_several_objects(corpus):
