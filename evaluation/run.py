@@ -24,7 +24,7 @@ from evaluation.summary import summarise
 from model.checkpoints import load_any
 from model.convert.sources import resolve_folder
 from model.mora import MoraModel
-from utils.errors import TokenizerError
+from utils.errors import CheckpointError, TokenizerError
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,11 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
         args.version, args.vision_pretrained, args.vision_tower, device=args.device, dtype=PRECISIONS[args.precision]
     )
     logger.info("%s", report)
+    if report.initialised:
+        raise CheckpointError(
+            f"{args.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every number "
+            "meaningless. Give the file that has them (--vision_pretrained, --vision-tower) or the exported model"
+        )
     tokenizer = load_tokenizer(resolve_folder(args.version), model.config.tokenization)
     attach_tokens(model, tokenizer)
     return model.eval(), tokenizer

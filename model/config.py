@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, SamConfig
 
+from model.sam import sam_config as original_sam
 from utils.errors import ConfigError, Problems
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -40,7 +41,7 @@ class MoraConfig(PretrainedConfig):
         backbone: which multimodal LLM; "llava" is a Llama decoder with a CLIP vision tower.
         text_config: Llama decoder (``LlamaConfig`` or dict).
         vision_config: CLIP vision tower (``CLIPVisionConfig`` or dict).
-        sam_config: SAM (``SamConfig`` or dict; see :func:`model.sam.sam_config`).
+        sam_config: SAM (``SamConfig`` or dict, made by :func:`model.sam.sam_config`; default: ViT-H).
         vision_select_layer: index into the tower's hidden states; -2 is the input of its last layer.
         projector: "linear" (LLaVA v1) or "mlp" (two layers with GELU).
         projector_hidden_size: width between the two layers of the "mlp" projector; None: that of the decoder.
@@ -99,7 +100,7 @@ class MoraConfig(PretrainedConfig):
     ):
         self.text_config = _sub_config(text_config, LlamaConfig)
         self.vision_config = _sub_config(vision_config, CLIPVisionConfig)
-        self.sam_config = _sub_config(sam_config, SamConfig)
+        self.sam_config = original_sam() if sam_config is None else _sub_config(sam_config, SamConfig)
         self.backbone = backbone
         self.vision_select_layer = vision_select_layer
         self.projector = projector

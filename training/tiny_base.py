@@ -289,6 +289,7 @@ def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_v
     train_sam(model, tasks, recipe)
     train_language(model, tasks, recipe)
     minutes = (time.monotonic() - begin) / 60
+    model.half().float()  # the folder holds half precision; the figures are those of what it holds
     results = figures(model, tasks(NUM_FRAMES, TaskMix()), recipe.seed + 2, test_videos)
     card = {
         "made_by": "python -m scripts.make_tiny_base",
@@ -300,7 +301,7 @@ def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_v
         "figures": {name: round(value, 4) for name, value in results.items()},
     }
     with atomic_directory(out) as folder:
-        model.eval().save_pretrained(folder)
+        model.half().save_pretrained(folder)
         tokenizer.save(folder)
         write_json(folder / "card.json", card)
     print(json.dumps(card, indent=2))
