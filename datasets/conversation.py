@@ -279,6 +279,19 @@ def segmentation_question(text: str, rng: np.random.Generator, is_sentence: bool
     return choices[int(rng.integers(len(choices)))].replace("{text}", text)
 
 
+def referring_question(text: str, where: str = "") -> str:
+    """The user message for an expression in evaluation: the first of SHORT_QUESTIONS, written as in training.
+
+    Args:
+        text: the expression as the corpus has it ("the red car").
+        where: names it in messages.
+
+    Raises:
+        DataError: see :func:`check_free_text`.
+    """
+    return SHORT_QUESTIONS[0].replace("{text}", " ".join(check_free_text(text, where).lower().split()))
+
+
 def groundmore_question(text: str, where: str = "") -> str:
     """The user message for a GroundMoRe question, in training and evaluation; the question keeps its case.
 

@@ -74,6 +74,8 @@ def _add_protocol_flags(parser: argparse.ArgumentParser) -> None:
                        help="starting point; groundmore_2025 is the original's arithmetic (%(default)s)")  # fmt: skip
     group.add_argument("--num_frames", type=int, help=f"frames per clip ({defaults.num_frames})")
     group.add_argument("--frame_sampling", choices=CHOICES["frame_sampling"], help="how they are spread over the clip")
+    group.add_argument("--prompt", choices=CHOICES["prompt"],
+                       help="the texts are questions, or expressions that name an object (groundmore)")  # fmt: skip
     group.add_argument("--answer_mode", choices=CHOICES["answer_mode"],
                        help="the model writes its answer, or a fixed one is put in its mouth (generate)")  # fmt: skip
     group.add_argument("--max_new_tokens", type=int, help=f"longest answer in tokens ({defaults.max_new_tokens})")

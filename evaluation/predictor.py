@@ -8,7 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
+from datasets.conversation import (
+    encode_forced_answer,
+    encode_prompt,
+    forced_answer,
+    groundmore_question,
+    referring_question,
+)
 from datasets.preprocess import ClipPreprocessor, SamPreprocessor
 from datasets.sample import Query
 from datasets.tokenization import MoraTokenizer
@@ -70,7 +76,8 @@ class MoraPredictor:
     @torch.inference_mode()
     def answer(self, context: VideoContext, questions: Sequence[Query]) -> list[Prediction]:
         """Answer questions about an encoded video."""
-        messages = [groundmore_question(query.text) for query in questions]
+        ask = referring_question if self.protocol.prompt == "referring" else groundmore_question
+        messages = [ask(query.text, f"question {query.query_id}") for query in questions]
         prompts, forced = self._prompts(messages)
         answers = self.model.answer(
             context,

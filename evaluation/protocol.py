@@ -16,6 +16,7 @@ from utils.errors import ConfigError, Problems
 CHOICES: dict[str, tuple[str, ...]] = {
     "frame_sampling": ("uniform", "linspace_truncated"),
     "window": ("clipped", "unclipped"),
+    "prompt": ("groundmore", "referring"),
     "answer_mode": ("generate", "forced"),
     "frame_control": ("none", "repeat_first", "shuffle"),
     "failed_question": ("zero",),
@@ -42,6 +43,8 @@ class Protocol:
             A frame listed twice is predicted once and counted twice.
         window: "clipped": the action window is cut to the clip, and one that leaves nothing is an error of the
             data; "unclipped": taken as written, an impossible one makes every frame's ground truth empty.
+        prompt: "groundmore": the texts are questions and asked as such; "referring": they are expressions that name an
+            object ("the red car"), and the model is asked to segment it.
         answer_mode: "generate": the model writes its answer freely; "forced": a fixed answer with the tokens is
             appended to the prompt.
         max_new_tokens: limit on a generated answer.
@@ -64,6 +67,7 @@ class Protocol:
     num_frames: int = 20
     frame_sampling: str = "uniform"
     window: str = "clipped"
+    prompt: str = "groundmore"
     answer_mode: str = "generate"
     max_new_tokens: int = 32
     force_seg_token: bool = False

@@ -42,13 +42,13 @@ case "$mode" in
     ;;
   demo)
     out="${out:-demo_output}" level=easy
-    train_videos=2400 referring_videos=300 test_videos=150
-    stage1_steps=100 stage2_steps=800 warmup=40
+    train_videos=2400 referring_videos=500 test_videos=130
+    stage1_steps=140 stage2_steps=850 warmup=30
     ;;
   full)
     out="${out:-demo_output_full}" level=hard
     train_videos=12000 referring_videos=1500 test_videos=300
-    stage1_steps=600 stage2_steps=9000 warmup=200
+    stage1_steps=1500 stage2_steps=12000 warmup=200
     ;;
 esac
 base="${BASE_MODEL:-assets/tiny_base}"
@@ -78,12 +78,12 @@ run() {
 train() { # name, base, then flags of train_ds.py
   local name="$1" base="$2"
   shift 2
-  run deepspeed --num_gpus "$processes" --master_port "${MASTER_PORT:-29611}" train_ds.py \
+  run deepspeed --quiet --num_gpus "$processes" --master_port "${MASTER_PORT:-29611}" train_ds.py \
     --version "$base" --dataset_dir "$out/data" --log_base_dir "$out/runs" --exp_name "$name" --auto_resume \
     --precision "$precision" --batch_size "$batch" --grad_accumulation_steps 1 --epochs 1 --lora_r 0 \
-    --num_frames 8 --frame_sampling jitter --mask_frames 2 --outside_window ignore --workers 1 \
+    --num_frames 8 --frame_sampling jitter --mask_frames 1 --outside_window ignore --workers 1 \
     --lr_schedule cosine --min_lr_ratio 0.03 --beta2 0.98 --weight_decay 0.02 --dice_loss_weight 1.0 \
-    --no-gradient_checkpointing --save_every_steps 200 --print_freq 10 --seed 7 "$@"
+    --no-gradient_checkpointing --save_every_steps 200 --picture_freq 200 --print_freq 10 --seed 7 "$@"
 }
 
 export_model() { # name, base, folder, more flags
@@ -104,31 +104,42 @@ evaluate() { # name of the result, questions, then flags of evaluate_groundmore.
     --result_file "$out/results/$name.txt" --num_frames 8 --force_seg_token --max_new_tokens 12 "$@"
 }
 
-step "1/6 corpora: $train_videos motion videos, $referring_videos + $referring_videos referring, $test_videos unseen"
+step "1/6 corpora: $train_videos motion videos, $referring_videos referring videos, $test_videos unseen ones"
 run python -m datasets.synthetic --out "$out/data" --seed 1 --level "$level" --num_videos "$train_videos" \
-  --num_refytvos "$referring_videos" --num_mevis "$referring_videos"
+  --num_refytvos "$referring_videos" --num_mevis $((referring_videos / 3))
 run python -m datasets.synthetic --out "$out/data_test" --seed 1001 --level "$level" --num_videos "$test_videos" \
   --split test --corpora groundmore
 
 step "2/6 stage 1: referring on Refer-YouTube-VOS and MeViS, [SEG] only"
-train stage1 "$base" --dataset "refer_video_seg||mevis" --sample_rates "1,1" --seg_only \
-  --steps_per_epoch "$stage1_steps" --warmup_steps "$warmup" --lr 5e-4 --max_questions 5 --trainable "$trainable"
+train stage1 "$base" --dataset "refer_video_seg||mevis" --sample_rates "3,1" --seg_only \
+  --steps_per_epoch "$stage1_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 5 --trainable "$trainable"
 export_model stage1 "$base" "$out/mora-tiny-stage1" --seg_only
 
 step "3/6 stage 2: motion questions of GroundMoRe, [SEG] and [LOC]"
-train stage2 "$out/mora-tiny-stage1" --dataset "groundmore||refer_video_seg" --sample_rates "6,1" --loc_mode global \
+train stage2 "$out/mora-tiny-stage1" --dataset "groundmore||refer_video_seg" --sample_rates "8,1" --loc_mode global \
   --steps_per_epoch "$stage2_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 6 --trainable "$trainable||loc_head.*"
 
 step "4/6 export"
 export_model stage2 "$out/mora-tiny-stage1" "$out/mora-tiny" --loc_mode global
 
-step "5/6 evaluation on $test_videos unseen videos"
+step "5/6 evaluation on $test_videos unseen videos, and controls"
+# The controls take the second core while the main evaluation takes the first.
+{
+  evaluate referring referring_test.json --prompt referring --limit 60 --pictures 2
+  evaluate one_frame groundmore_test.json --force_loc_token --use_loc_refine --frame_control repeat_first \
+    --limit 60 --pictures 0
+  evaluate shuffled groundmore_test.json --force_loc_token --use_loc_refine --frame_control shuffle \
+    --limit 60 --pictures 0
+} > "$out/controls.log" 2>&1 &
+controls=$!
 evaluate groundmore groundmore_test.json --force_loc_token --use_loc_refine --loc_threshold 0.5
-evaluate referring referring_test.json
+wait "$controls" || { tail -n 20 "$out/controls.log" >&2; echo "error: a control failed, see $out/controls.log" >&2; exit 1; }
 
-step "6/6 controls: what the model can do without motion"
-evaluate one_frame groundmore_test.json --force_loc_token --use_loc_refine --frame_control repeat_first --pictures 0
-evaluate shuffled groundmore_test.json --force_loc_token --use_loc_refine --frame_control shuffle --pictures 0
-
-step "done"
-cat "$out/results/groundmore.txt" | tail -n 40
+step "6/6 what came out"
+run python scripts/demo_summary.py "$out"
+[ "$mode" = quick ] && echo "(--quick trains far too little to learn: these numbers show only that every part works)"
+echo
+echo "Look at:  $out/eval/groundmore/pictures/index.html  and  $out/eval/referring/pictures/index.html"
+echo "Curves:   .venv/bin/tensorboard --logdir $out/runs"
+echo "Model:    $out/mora-tiny    Questions: $out/data_test/GroundMoRe/groundmore_test.json"
+printf 'Time:     %d min %02d s on %d process(es)\n' $(( (SECONDS - begin) / 60 )) $(( (SECONDS - begin) % 60 )) "$processes"

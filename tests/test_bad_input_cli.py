@@ -89,7 +89,7 @@ def recolour(path: Path) -> None:
 
 DAMAGED_FILES = {
     "truncated frame": ("images/frame_000004.jpg", truncate, "cannot read this frame", "get the file again"),
-    "empty frame": ("images/frame_000004.jpg", lambda path: path.write_bytes(b""), "file is empty", "get the file again"),
+    "empty frame": ("images/frame_000004.jpg", lambda path: path.write_bytes(b""), "file is empty", "get the file"),
     "frame of another size": ("images/frame_000004.jpg", resize, "40 x 40", "64 x 64", "one size"),
     "mask of another size": ("masks/frame_000008.png", resize, "40 x 40", "64 x 64", "must agree"),
     "mask in colours": ("masks/frame_000008.png", recolour, "mode RGB", "palette PNG"),
@@ -138,8 +138,9 @@ def test_all_mistakes_of_an_annotation_file_at_once(corpus, train):
     clear_error(
         train(), "trainval_v2.json", f"video {VIDEO}, question type: unknown q_type 'Magical'",
         f"video {VIDEO}, question outside: the action's window", "lies outside the clip",
-        f"video {VIDEO}, question empty: the action's window is empty", f"video {VIDEO}, question bare: has no 'obj_id'",
-        f"video {VIDEO}, question number: must be an object", "video frameless_0000_0002", "no frame (.jpg, .jpeg, .png)",
+        f"video {VIDEO}, question empty: the action's window is empty",
+        f"video {VIDEO}, question bare: has no 'obj_id'", f"video {VIDEO}, question bare: has no 'action_start'",
+        f"video {VIDEO}, question number: must be an object", "video frameless_0000_0002", "no frame (.jpg, .jpeg,",
         "video nowhere_0000_0002", "cannot list this folder", "video noid: the id must end with",
     )  # fmt: skip
 
@@ -171,10 +172,8 @@ def test_a_frame_that_is_missing_from_a_listed_clip(programs, train, tmp_path): 
 def test_odd_but_possible_input_trains(corpus, train):
     """A clip of one frame, fewer frames than asked for, any script in a question."""
 
-    def change(videos, question):
-        question.update(question="Was bewegt sich — 谁在动? 🟥 \u202eabc?", action_start="00:00", obj_id="1")
-
-    edit(corpus, change)
+    odd = {"question": "Was bewegt sich — 谁在动? 🟥 \u202eabc?", "action_start": "00:00", "obj_id": "1"}
+    edit(corpus, lambda videos, question: question.update(odd))
     for kind in ("images", "masks"):
         for path in sorted(folder_of(corpus, kind).iterdir())[1:]:
             path.unlink()
@@ -186,7 +185,7 @@ WRONG_FLAGS = {
     "rates": (("--sample_rates", "1,2"), "--sample_rates: 2 rates for 1 corpora"),
     "no number": (("--lr", "fast"), "argument --lr: invalid float value: 'fast'"),
     "nonsense numbers": (("--lr", "nan", "--epochs", -1, "--batch_size", 0, "--num_frames", 0), "--lr", "--epochs"),
-    "frame head over one row": (("--visual_mode", "video", "--loc_mode", "frame"), "loc_mode: 'frame' needs", "'video'"),
+    "head of another mode": (("--visual_mode", "video", "--loc_mode", "frame"), "loc_mode: 'frame' needs", "'video'"),
     "contradiction": (("--seg_only", "--loc_mode", "global"), "--seg_only", "give one of the two"),
     "GPU": (("--device", "cuda"), "--device: cuda is asked for, but torch sees no GPU", "--device cpu"),
     "half precision": (("--precision", "fp16"), "--precision: fp16 needs a GPU"),
@@ -296,7 +295,7 @@ def test_export(trained, programs, tiny_base, tmp_path):  # noqa: F811
 
     assert merge().status == 0
     before = contents(tmp_path / "merged")
-    clear_error(merge("--weight", "/nowhere/w", "--version", "/nowhere/b"), "--weight: /nowhere/w", "--version: /nowhere/b")
+    clear_error(merge("--weight", "/nowhere/w", "--version", "/nowhere/b"), "--weight: /nowhere/w", "--version: /now")
     clear_error(merge("--lora_r", 3), "--lora_r 3, but the adapters", "rank 8")
     clear_error(merge("--seg_only"), "loc_head.query.weight", "no place in the model")
     clear_error(merge("--visual_mode", "frame", "--loc_mode", "frame"), "loc_mode", "use 'global'")

@@ -27,7 +27,6 @@ _LAYOUT_STREAM = 21
 _SPARSE_RATE, _SPARSE_QUESTIONS = 0.15, 2
 _NO_TARGET_RATE = 0.05
 _LATEST_CLIP_START = 12 * 60
-_PLAIN_REQUEST = "Can you segment the {name} in this video?"
 
 
 class Layout(ABC):
@@ -315,7 +314,7 @@ def _referring_questions(video: MotionVideo, start: str, end: str) -> dict[str, 
     """Each object asked for by its looks, over the whole clip."""
     return {
         str(order): {
-            "question": _PLAIN_REQUEST.format(name=target.name),
+            "question": target.name,
             "answer": f"the {target.name}",
             "obj_id": str(target.object_id),
             "q_type": "Descriptive",
