@@ -226,6 +226,21 @@ def test_frame_control_disturbs_only_what_the_language_model_sees(model, tokeniz
     assert control_order("shuffle", 1, "a").tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    "prompt, expected", [("groundmore", "Please respond with masks."), ("referring", "Can you segment the ")]
+)
+def test_texts_are_asked_as_the_protocol_says(model, tokenizer, corpus, monkeypatch, prompt, expected):
+    video = corpus[0]
+    asked = []
+    monkeypatch.setattr(model, "answer", lambda context, prompts, **rest: asked.extend(prompts) or [])
+    predictor = MoraPredictor(model, tokenizer, make_protocol(prompt=prompt))
+    predictor.answer(None, video.queries)
+    assert len(asked) == len(video.queries)
+    for query, ids in zip(video.queries, asked):
+        words = tokenizer.decode(ids[ids >= 0].tolist())
+        assert expected in words and query.text.lower().split()[0] in words.lower()
+
+
 def test_questions_together_equal_questions_alone(model, tokenizer, corpus):
     video = corpus[1]
     frames = [read_frame(path) for path in video.frame_paths[::4]]
