@@ -117,7 +117,7 @@ export_model stage1 "$base" "$out/mora-tiny-stage1" --seg_only
 
 step "3/6 stage 2: motion questions of GroundMoRe, [SEG] and [LOC]"
 train stage2 "$out/mora-tiny-stage1" --dataset "groundmore||refer_video_seg" --sample_rates "8,1" --loc_mode global \
-  --steps_per_epoch "$stage2_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 6 --trainable "$trainable||loc_head.*"
+  --steps_per_epoch "$stage2_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 8 --trainable "$trainable||loc_head.*"
 
 step "4/6 export"
 export_model stage2 "$out/mora-tiny-stage1" "$out/mora-tiny" --loc_mode global

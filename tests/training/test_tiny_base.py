@@ -70,7 +70,7 @@ def test_it_knows_no_motion(base):
     right, chance = [], []
     for index in range(40):
         video = make_video(31337, index, WorldSettings(), "test")
-        frames, _ = video.render(sampled_frame_indices(video.num_frames, NUM_FRAMES))
+        frames, _ = video.render(sampled_frame_indices(video.num_frames))
         size = frames.shape[1:3]
         context = model.encode_video(clip(frames), sam(frames), sam.resized_size(*size), size)
         prompts = [encode_prompt(groundmore_question(q.text), "plain", tokenizer) for q in video.questions]
