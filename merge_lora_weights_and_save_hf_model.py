@@ -12,7 +12,7 @@ def main() -> None:
     """Parse the flags and export; mistakes end with a message and status 1."""
     try:
         export(parse_arguments())
-    except MoraError as error:
+    except (MoraError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 

@@ -14,7 +14,7 @@ def main() -> None:
     """Parse the flags and train; mistakes end with a message and status 1."""
     try:
         train(parse_arguments())
-    except MoraError as error:
+    except (MoraError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     stop_world()
 

@@ -163,6 +163,14 @@ def _open_clip(folder: Path, video_id: str, problems: Problems) -> _Clip:
         frames = list_frames(folder / "images")
     except DataError as error:
         problems.add(where, str(error))
+    for before, after in zip(frames, frames[1:]):
+        first, second = frame_number(before), frame_number(after)
+        if first is not None and second is not None and second > first + 1:
+            problems.add(
+                where,
+                f"{before.name} is followed by {after.name} in {before.parent}: frames are missing, and every later "
+                "action window would shift; extract the clip again",
+            )
     try:
         masks = _match_masks(frames, folder / "masks")
     except DataError as error:

@@ -14,6 +14,7 @@ import torch
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import read_run
 from utils.errors import ConfigError, Problems
+from utils.files import unusable_folder
 
 DESCRIPTION = """\
 Evaluate MoRA on GroundMoRe: predict masks for every question, then score them with J and F.
@@ -132,6 +133,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         problems.add("--meta_file", f"{args.meta_file}: no such file; download test_v2.json of GroundMoRe")
     if not Path(args.video_root).is_dir():
         problems.add("--video_root", f"{args.video_root}: no such folder; extract the frames of GroundMoRe there")
+    for name, path in (("output_dir", args.output_dir), ("result_file", Path(args.result_file or "x").parent)):
+        if problem := unusable_folder(path):
+            problems.add(f"--{name}", f"{problem}; choose another place")
+    if args.result_file is not None and Path(args.result_file).is_dir():
+        problems.add("--result_file", f"{args.result_file} is a folder; name a file in it")
     for name, smallest in (("workers", 0), ("pictures", 0), ("questions_per_batch", 0), ("limit", 1)):
         value = getattr(args, name)
         if value is not None and value < smallest:

@@ -25,6 +25,7 @@ import torch
 
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
+from utils.masks import decode_rle
 
 RECORD_FORMAT = "mora-record-1"
 RUN_FORMAT = "mora-run-1"
@@ -105,7 +106,20 @@ def read_record(output_dir: str | Path, video_id: str, query_id: str) -> Record:
     count = len(record.frame_indices)
     if record.ok and (len(record.masks) != count or record.loc_probs is not None and len(record.loc_probs) != count):
         raise DataError(f"{path}: {count} frames but {len(record.masks)} masks; {remedy}")
+    try:
+        _check_content(record)
+    except (DataError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged ({error}); {remedy}") from None
     return record
+
+
+def _check_content(record: Record) -> None:
+    """Raise DataError, TypeError or ValueError unless masks are of the record's size and probabilities are numbers."""
+    for rle in record.masks:
+        if rle is not None and list(decode_rle(rle).shape) != record.size:
+            raise DataError(f"a mask of {rle['size']} among masks of {record.size}")
+    if not all(0.0 <= float(probability) <= 1.0 for probability in record.loc_probs or ()):
+        raise ValueError("a [LOC] probability outside 0..1")
 
 
 def fingerprint(settings: dict) -> str:
@@ -174,7 +188,8 @@ def read_run(output_dir: str | Path) -> dict:
     """
     path = Path(output_dir) / "run.json"
     value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != RUN_FORMAT or "fingerprint" not in value:
+    whole = isinstance(value, dict) and value.get("format") == RUN_FORMAT and isinstance(value.get("settings"), dict)
+    if not whole or "fingerprint" not in value:
         raise DataError(f"{path}: not a run file of format {RUN_FORMAT}; predict into an empty folder")
     return value
 

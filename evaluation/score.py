@@ -69,11 +69,19 @@ def read_truth(video: VideoRecord, query: Query, frame_indices: np.ndarray, prot
         protocol: says how the window is read.
 
     Raises:
-        DataError: a mask cannot be read.
+        DataError: a mask cannot be read, or frames of the clip differ in size.
     """
     paths = video.read_object_mask.mask_paths
+    objects = [video.read_object_mask(query, int(index)) for index in frame_indices]
+    for index, mask in zip(frame_indices, objects):
+        if mask.shape != objects[0].shape:
+            raise DataError(
+                f"{video.frame_paths[index]}: {mask.shape[0]} x {mask.shape[1]} (height x width), but "
+                f"{video.frame_paths[frame_indices[0]].name} of the same clip is {objects[0].shape[0]} x "
+                f"{objects[0].shape[1]}; write all frames of a clip in one size"
+            )
     return Truth(
-        objects=np.stack([video.read_object_mask(query, int(index)) for index in frame_indices]),
+        objects=np.stack(objects),
         in_window=question_window(query, frame_indices, protocol),
         has_file=np.array([paths[index] is not None for index in frame_indices]),
     )

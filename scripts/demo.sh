@@ -4,23 +4,26 @@
 #   bash scripts/demo.sh            about 15 minutes on 2 CPU cores; uses a GPU if there is one
 #   bash scripts/demo.sh --quick    the same path in under three minutes; too short to learn
 #   bash scripts/demo.sh --full     a harder world and more of it: an hour or two of CPU, minutes on a GPU
+#   bash scripts/demo.sh --ablation trains stage 2 a second time without [LOC] (--seg_only) and adds its row
 #   bash scripts/demo.sh --out DIR  where to write (default demo_output, demo_output_quick, demo_output_full)
 #
 # Interrupted? Run it again: finished steps are skipped, training continues from its last checkpoint.
 
 mode=demo
 out=""
+ablation=no
 while [ "$#" -gt 0 ]; do
   case "$1" in
     --quick) mode=quick ;;
     --full) mode=full ;;
+    --ablation) ablation=yes ;;
     --out)
       [ "$#" -ge 2 ] || { echo "error: --out needs a folder" >&2; exit 2; }
       out="$2"
       shift
       ;;
     -h | --help)
-      sed -n '2,9s/^# \{0,1\}//p' "$0"
+      sed -n '2,10s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
@@ -96,10 +99,11 @@ export_model() { # name, base, folder, more flags
   rm -rf "$out/fp32_$name"
 }
 
+model="$out/mora-tiny"
 evaluate() { # name of the result, questions, then flags of evaluate_groundmore.py
   local name="$1" questions="$2"
   shift 2
-  run python evaluate_groundmore.py --version "$out/mora-tiny" --video_root "$out/data_test/GroundMoRe/groundmore_videos" \
+  run python evaluate_groundmore.py --version "$model" --video_root "$out/data_test/GroundMoRe/groundmore_videos" \
     --meta_file "$out/data_test/GroundMoRe/$questions" --output_dir "$out/eval/$name" \
     --result_file "$out/results/$name.txt" --num_frames 8 --force_seg_token --max_new_tokens 12 "$@"
 }
@@ -115,12 +119,18 @@ train stage1 "$base" --dataset "refer_video_seg||mevis" --sample_rates "3,1" --s
   --steps_per_epoch "$stage1_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 5 --trainable "$trainable"
 export_model stage1 "$base" "$out/mora-tiny-stage1" --seg_only
 
+train_stage2() { # name, then what to do with [LOC]
+  local name="$1"
+  shift
+  train "$name" "$out/mora-tiny-stage1" --dataset "groundmore||refer_video_seg" --sample_rates "8,1" \
+    --steps_per_epoch "$stage2_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 8 "$@"
+}
+
 step "3/6 stage 2: motion questions of GroundMoRe, [SEG] and [LOC]"
-train stage2 "$out/mora-tiny-stage1" --dataset "groundmore||refer_video_seg" --sample_rates "8,1" --loc_mode global \
-  --steps_per_epoch "$stage2_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 8 --trainable "$trainable||loc_head.*"
+train_stage2 stage2 --loc_mode global --trainable "$trainable||loc_head.*"
 
 step "4/6 export"
-export_model stage2 "$out/mora-tiny-stage1" "$out/mora-tiny" --loc_mode global
+export_model stage2 "$out/mora-tiny-stage1" "$model" --loc_mode global
 
 step "5/6 evaluation on $test_videos unseen videos, and controls"
 # The controls take the second core while the main evaluation takes the first.
@@ -134,6 +144,14 @@ step "5/6 evaluation on $test_videos unseen videos, and controls"
 controls=$!
 evaluate groundmore groundmore_test.json --force_loc_token --use_loc_refine --loc_threshold 0.5
 wait "$controls" || { tail -n 20 "$out/controls.log" >&2; echo "error: a control failed, see $out/controls.log" >&2; exit 1; }
+
+if [ "$ablation" = yes ]; then
+  step "ablation: stage 2 without [LOC]"
+  train_stage2 stage2_seg_only --seg_only --trainable "$trainable"
+  model="$out/mora-tiny-seg-only"
+  export_model stage2_seg_only "$out/mora-tiny-stage1" "$model" --seg_only
+  evaluate seg_only groundmore_test.json --pictures 0
+fi
 
 step "6/6 what came out"
 run python scripts/demo_summary.py "$out"

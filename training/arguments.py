@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from datasets.mixture import KNOWN
 from utils.errors import ConfigError, Problems
+from utils.files import unusable_folder
 
 DESCRIPTION = """\
 Train MoRA on referring and motion-grounded video corpora, under DeepSpeed ZeRO.
@@ -149,6 +153,7 @@ AT_LEAST = {
     "epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "grad_accumulation_steps": 1, "warmup_steps": 1,
     "print_freq": 1, "picture_freq": 0, "keep_ckpt_every": 0, "save_every_steps": 0, "max_minutes": 0,
     "weight_decay": 0, "ce_loss_weight": 0, "bce_loss_weight": 0, "dice_loss_weight": 0, "loc_loss_weight": 0,
+    "seed": 0,
 }  # fmt: skip
 
 
@@ -158,6 +163,11 @@ def check_numbers(args: argparse.Namespace, problems: Problems) -> None:
         value = getattr(args, name)
         if value < smallest:
             problems.add(f"--{name}", f"{value} is too small; at least {smallest}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.add(f"--{name}", f"{value} is no finite number")
+    if args.seed >= 2**63:
+        problems.add("--seed", f"{args.seed} is too large; below 2**63")
     for name in ("lr", "grad_clip"):
         if not getattr(args, name) > 0:
             problems.add(f"--{name}", f"{getattr(args, name)} must be above 0")
@@ -189,7 +199,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     problems = Problems()
     check_numbers(args, problems)
     check_model_flags(args, problems)
-    names = [name.strip() for name in args.dataset.split("||")]
+    names = [name.strip() for name in args.dataset.split("||") if name.strip()]
+    for name in sorted(set(names) - set(KNOWN)) or ([] if names else ["nothing"]):
+        problems.add("--dataset", f"{name} is no corpus; known: {', '.join(KNOWN)}")
+    if len(set(names)) != len(names):
+        problems.add("--dataset", f"{args.dataset} names a corpus twice; raise its sample rate instead")
     if args.sample_rates is not None:
         try:
             rates = [float(rate) for rate in args.sample_rates.split(",")]
@@ -198,14 +212,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         else:
             if len(rates) != len(names):
                 problems.add("--sample_rates", f"{len(rates)} rates for {len(names)} corpora ({args.dataset})")
-            if min(rates) < 0 or sum(rates) <= 0:
-                problems.add("--sample_rates", f"{args.sample_rates}: none may be negative, one must be above 0")
+            if not all(0 <= rate < math.inf for rate in rates) or sum(rates) <= 0:
+                problems.add("--sample_rates", f"{args.sample_rates}: finite, none negative, one above 0")
     if not Path(args.dataset_dir).is_dir():
         problems.add("--dataset_dir", f"{args.dataset_dir}: no such folder; docs/data.md shows the layout")
     if args.device == "cuda" and not torch.cuda.is_available():
         problems.add("--device", "cuda is asked for, but torch sees no GPU; use --device cpu with --precision fp32")
     if args.precision == "fp16" and (args.device == "cpu" or not torch.cuda.is_available()):
         problems.add("--precision", "fp16 needs a GPU; use fp32 or bf16")
+    if args.attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        problems.add("--attn_implementation", "flash-attn is not installed; pip install flash-attn, or use auto")
+    if problem := unusable_folder(Path(args.log_base_dir) / args.exp_name):
+        problems.add("--log_base_dir", f"{problem}; choose another --log_base_dir or --exp_name")
     for name in ("resume", "init_from"):
         path = getattr(args, name)
         if path is not None and not Path(path).exists():
@@ -228,6 +246,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     args = build_parser().parse_args(argv)
     if args.sample_rates is None:
-        args.sample_rates = ",".join("1" for _ in args.dataset.split("||"))
+        args.sample_rates = ",".join("1" for name in args.dataset.split("||") if name.strip())
     check_arguments(args)
     return args

@@ -15,13 +15,14 @@ from datasets.collate import CorpusDataset, SampleProcessor
 from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.checkpoints import load_any
+from model.convert.published import read_config
 from model.convert.report import LoadReport
 from model.convert.sources import resolve_folder
 from model.losses import LossWeights
 from model.mora import MoraModel
 from model.trainable import add_lora, set_trainable
 from utils.errors import TokenizerError
-from utils.files import read_json, write_json
+from utils.files import write_json
 
 
 @dataclass
@@ -59,8 +60,7 @@ class Parts:
 
 def base_loc_mode(folder: Path) -> str:
     """The [LOC] head a base model has: "none", "global" or "frame"."""
-    path = folder / "config.json"
-    return read_json(path).get("loc_mode", "none") if path.is_file() else "none"
+    return read_config(folder).get("loc_mode", "none") if (folder / "config.json").is_file() else "none"
 
 
 def config_overrides(args: argparse.Namespace, base: Path) -> dict[str, Any]:

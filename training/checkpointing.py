@@ -147,8 +147,12 @@ def read_run_card(folder: str | Path) -> dict[str, Any]:
     if not (folder / RUN_CARD).is_file():
         raise CheckpointError(f"{folder}: has no {RUN_CARD}; it was not written by this program, or is incomplete")
     card = read_json(folder / RUN_CARD)
-    if card.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / RUN_CARD}: format {card.get('format')!r}, this program reads {FORMAT}")
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{folder / RUN_CARD}: format {found!r}, this program reads {FORMAT}")
+    missing = {"step", "epoch", "world_size"} - set(card)
+    if missing:
+        raise CheckpointError(f"{folder / RUN_CARD}: has no {', '.join(sorted(missing))}; take an earlier checkpoint")
     return card
 
 

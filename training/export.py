@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model.convert.sources import resolve_folder
@@ -19,8 +20,8 @@ from training.assembly import base_loc_mode, build_parts
 from training.checkpointing import RUN_CARD, read_run_card
 from training.engine import DTYPES
 from training.weights import adapter_rank, fit_weights, plain_name, read_weights
-from utils.errors import ConfigError, Problems
-from utils.files import atomic_directory
+from utils.errors import CheckpointError, ConfigError, Problems
+from utils.files import atomic_directory, unusable_folder
 
 DESCRIPTION = """\
 Merge what a run trained into the base it was trained on, and save the result as one model folder.
@@ -71,15 +72,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(lora_r=None)  # then the rank is that of the weights
     weight = Path(given["weight"])
     if (weight / RUN_CARD).is_file():
-        stored = read_run_card(weight)["args"]
+        stored = read_run_card(weight).get("args", {})
         parser.set_defaults(**{name: stored[name] for name in FROM_THE_RUN if name in stored})
     args = parser.parse_args(argv)
     problems = Problems()
     check_model_flags(args, problems)
     if not weight.exists():
         problems.add("--weight", f"{weight}: no such file or folder; run the checkpoint's zero_to_fp32.py first")
-    if Path(args.save_path).is_file():
-        problems.add("--save_path", f"{args.save_path} is a file; give a folder")
+    if problem := unusable_folder(args.save_path):
+        problems.add("--save_path", f"{problem}; give a folder")
     problems.raise_if_any(ConfigError, "the export cannot start")
     return args
 
@@ -123,10 +124,15 @@ def export(args: argparse.Namespace) -> Path:
     print(f"{args.weight}: {report.loaded} tensors loaded, {len(report.missing)} kept from the base; {merged} merged")
     model = parts.model.to(DTYPES[args.precision])
     folder = Path(args.save_path)
-    with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary)
-        parts.tokenizer.save(temporary)
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors writes files that only their owner may read
+    try:
+        with atomic_directory(folder) as temporary:
+            model.save_pretrained(temporary)
+            parts.tokenizer.save(temporary)
+            for path in temporary.iterdir():
+                path.chmod(0o644)  # safetensors writes files that only their owner may read
+    except (OSError, SafetensorError) as error:  # a full disk is either, depending on the file
+        raise CheckpointError(
+            f"{folder}: writing the model failed ({error}); what was there before is untouched. Make room and try again"
+        ) from error
     print(f"saved: {folder}")
     return folder

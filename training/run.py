@@ -56,6 +56,7 @@ def find_start(args: argparse.Namespace, store: CheckpointStore) -> Path | None:
     """
     exists = store.recover()
     if args.resume is not None:
+        _refuse_to_fall_back(args, store, exists)
         return Path(args.resume)
     if exists and not args.auto_resume:
         raise ConfigError(
@@ -63,6 +64,18 @@ def find_start(args: argparse.Namespace, store: CheckpointStore) -> Path | None:
             "another --exp_name, or move it away"
         )
     return store.rolling if exists else None
+
+
+def _refuse_to_fall_back(args: argparse.Namespace, store: CheckpointStore, exists: bool) -> None:
+    """A killed run is started again by its own command, ``--resume`` included; its newer state must not be lost."""
+    if not exists or store.rolling.resolve() == Path(args.resume).resolve():
+        return
+    newer, older = read_run_card(store.rolling)["step"], read_run_card(args.resume)["step"]
+    if newer > older:
+        raise ConfigError(
+            f"--resume {args.resume} is at step {older}, but {store.rolling} is at step {newer} and would be "
+            "overwritten; leave --resume out to go on from there, or choose another --exp_name"
+        )
 
 
 def changed_flags(args: argparse.Namespace, card: dict[str, Any]) -> list[str]:

@@ -48,10 +48,26 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; what was there before is untouched", str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def unusable_folder(path: str | Path) -> str | None:
+    """Why files cannot be written into a folder that exists or could be made; None if they can. Makes nothing."""
+    path = Path(path).absolute()
+    if path.exists():
+        if not path.is_dir():
+            return f"{path} is a file"
+        return None if os.access(path, os.W_OK | os.X_OK) else f"{path} is not writable"
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir():
+        return f"{parent} is a file, so {path} cannot be made"
+    return None if os.access(parent, os.W_OK | os.X_OK) else f"{parent} is not writable"
 
 
 @contextlib.contextmanager
@@ -125,6 +141,8 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path}: no such file; check the path") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); is it a JSON file?") from None
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply for JSON of this kind; is it the right file?") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "

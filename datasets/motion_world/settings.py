@@ -104,6 +104,8 @@ class WorldSettings:
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 32:
             raise ConfigError(f"world of {self.height}x{self.width} pixels: both sides must be at least 32")
+        if self.length_jitter < 0:
+            raise ConfigError(f"length_jitter {self.length_jitter}: must not be negative")
         if self.num_frames - self.length_jitter * self.fps < 4 * self.fps:
             raise ConfigError(
                 f"num_frames {self.num_frames} at fps {self.fps} with length_jitter {self.length_jitter}: a clip must "

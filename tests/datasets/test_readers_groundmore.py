@@ -59,6 +59,13 @@ def corpus_at(tmp_path):
     return make
 
 
+def test_a_hole_in_the_frames_is_named(corpus_at):
+    """Windows count frames: after a missing one every window would be early."""
+    (corpus_at.root / VIDEO / "images" / "frame_000004.jpg").unlink()
+    with pytest.raises(DataError, match="frame_000003.jpg is followed by frame_000005.jpg"):
+        corpus_at([question()])
+
+
 def test_a_question_and_its_target(corpus_at):
     corpus = corpus_at([question()])
     record = corpus[0]

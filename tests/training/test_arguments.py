@@ -37,7 +37,7 @@ def test_switches_can_be_switched_off(tmp_path):
 
 
 def test_rates_default_to_equal(tmp_path):
-    assert parse_arguments(arguments(tmp_path, "--dataset", "a||b||c")).sample_rates == "1,1,1"
+    assert parse_arguments(arguments(tmp_path, "--dataset", "mevis||groundmore")).sample_rates == "1,1"
 
 
 def test_every_mistake_is_named_at_once(tmp_path):

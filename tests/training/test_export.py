@@ -134,7 +134,7 @@ def test_an_interrupted_export_leaves_the_old_folder(tiny_base, trained, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("datasets.tokenization.FastTokenizer.save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left.*untouched"):
         run_export(tiny_base, tmp_path / "w.pt", tmp_path / "merged")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

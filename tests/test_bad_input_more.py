@@ -1,0 +1,165 @@
+"""More bad input at the command line: places that cannot be written, numbers that are none, files of another kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli_server import clear_error, programs  # noqa: F401 - a fixture
+from tests.evaluation.conftest import write_corpus as write_clips
+from tests.training.conftest import tiny_base, write_corpus  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.slow
+
+ALPHA = "alpha_0000_0004"
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> Path:
+    """``--dataset_dir`` of one clip."""
+    return write_corpus(tmp_path_factory.mktemp("clean"), videos=1)
+
+
+@pytest.fixture
+def train(programs, tiny_base, clean, tmp_path):  # noqa: F811
+    def run(*extra: object, limit: int = 0):
+        return programs(
+            "train_ds.py", "--version", tiny_base, "--dataset_dir", clean, "--dataset", "groundmore", "--precision",
+            "fp32", "--epochs", 1, "--steps_per_epoch", 1, "--warmup_steps", 1, "--grad_accumulation_steps", 1,
+            "--num_frames", 2, "--workers", 0, "--picture_freq", 0, "--log_base_dir", tmp_path / "runs", "--exp_name",
+            "run", *extra, limit=limit,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def evaluate(programs, tiny_base, tmp_path):  # noqa: F811
+    meta_file, video_root = write_clips(tmp_path / "clips")
+
+    def run(*extra: object, limit: int = 0):
+        return programs(
+            "evaluate_groundmore.py", "--version", tiny_base, "--meta_file", meta_file, "--video_root", video_root,
+            "--output_dir", tmp_path / "out", "--num_frames", 4, "--force_seg_token", "--force_loc_token",
+            "--use_loc_refine", "--max_new_tokens", 2, "--workers", 0, "--pictures", 0, *extra, limit=limit,
+        )  # fmt: skip
+
+    return run
+
+
+WRONG_FLAGS = {
+    "infinite rate": (("--lr", "inf"), "--lr: inf is no finite number"),
+    "weight that is no number": (("--ce_loss_weight", "nan"), "--ce_loss_weight: nan is no finite number"),
+    "shares that are no numbers": (("--sample_rates", "nan"), "--sample_rates: nan"),
+    "seeds": (("--seed", -1), "--seed: -1 is too small"),
+    "huge seed": (("--seed", 10**20), "--seed", "is too large"),
+    "corpora": (("--dataset", "groundmore||davis", "--epochs", 0), "--dataset: davis is no corpus", "--epochs"),
+    "no corpus": (("--dataset", " "), "--dataset", "known: refer_video_seg, mevis, groundmore"),
+    "a corpus twice": (("--dataset", "mevis||mevis"), "--dataset", "twice"),
+    "flash-attn": (("--attn_implementation", "flash_attention_2"), "--attn_implementation", "not installed"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FLAGS)
+def test_flags(train, tmp_path, name):
+    flags, *words = WRONG_FLAGS[name]
+    clear_error(train(*flags), "train_ds.py cannot start", *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_places_that_cannot_be_written(train, evaluate, programs, tiny_base, tmp_path):  # noqa: F811
+    file = tmp_path / "file"
+    file.write_text("x")
+    clear_error(train("--log_base_dir", file), "--log_base_dir", f"{file} is a file")
+    clear_error(train("--log_base_dir", tmp_path, "--exp_name", "file"), "--exp_name", f"{file} is a file")
+    clear_error(train("--log_base_dir", "/proc/nowhere"), "/proc/nowhere")
+    clear_error(evaluate("--output_dir", file / "out"), "--output_dir", f"{file} is a file")
+    clear_error(evaluate("--result_file", tmp_path), "--result_file", "is a folder; name a file in it")
+    done = programs(
+        "merge_lora_weights_and_save_hf_model.py", "--version", tiny_base, "--weight", tiny_base, "--save_path",
+        file / "model",
+    )  # fmt: skip
+    clear_error(done, "--save_path", f"{file} is a file")
+    assert file.read_text() == "x" and not (tmp_path / "out").exists()
+
+
+def test_cards_of_another_kind(train, evaluate, tmp_path):
+    assert train().status == 0
+    card = tmp_path / "runs" / "run" / "ckpt_model" / "run.json"
+    whole = json.loads(card.read_text())
+    for content, words in (([], "format None"), ({"format": 1}, "has no epoch, step, world_size")):
+        card.write_text(json.dumps(content))
+        clear_error(train(), "run.json", words)
+    card.write_text(json.dumps(whole))
+    assert train().status == 0
+    assert evaluate("--predict_only").status == 0
+    (tmp_path / "out" / "run.json").write_text('{"format": "mora-run-1", "fingerprint": "x"}')
+    clear_error(evaluate(), "run.json: not a run file")
+
+
+def test_a_configuration_that_is_no_object(train, tiny_base, tmp_path):  # noqa: F811
+    shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text("[]")
+    clear_error(train("--version", tmp_path / "base"), "config.json: holds no JSON object")
+
+
+def test_an_older_checkpoint_does_not_overwrite_a_newer_one(train, tmp_path):
+    """The command of a killed run, ``--resume`` included, is what a cluster starts again."""
+    assert train("--keep_ckpt_every", 1).status == 0
+    kept = tmp_path / "runs" / "run" / "ckpt_model_epoch_001"
+    assert train("--epochs", 2, "--resume", kept).status == 0
+    clear_error(train("--epochs", 3, "--resume", kept), "is at step 1", "is at step 2", "leave --resume out")
+    assert json.loads((tmp_path / "runs" / "run" / "ckpt_model" / "run.json").read_text())["step"] == 2
+
+
+def test_a_full_disk_while_exporting(programs, tiny_base, tmp_path):  # noqa: F811
+    flags = ("--version", tiny_base, "--weight", tiny_base, "--save_path", tmp_path / "model")
+    assert programs("merge_lora_weights_and_save_hf_model.py", *flags).status == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    done = programs("merge_lora_weights_and_save_hf_model.py", *flags, limit=100_000)
+    clear_error(done, str(tmp_path / "model"), "untouched", "Make room")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_full_disk_while_evaluating_names_the_file(evaluate, tmp_path):
+    clear_error(evaluate(limit=900), str(tmp_path / "out"), "File too large")
+
+
+def test_a_clip_with_frames_and_masks_of_two_sizes_fails_alone(evaluate, tmp_path):
+    for kind in ("images", "masks"):
+        path = sorted((tmp_path / "clips" / "groundmore_videos" / ALPHA / kind).iterdir())[0]
+        Image.open(path).resize((40, 40), Image.Resampling.NEAREST).save(path)
+    done = evaluate()
+    clear_error(done, "FAILED: 2 questions", "one size")
+    assert done.status == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {failure["video_id"] for failure in summary["failures"]} == {ALPHA} and len(summary["failures"]) == 2
+
+
+def test_damaged_records_fail_their_questions_and_name_their_files(evaluate, tmp_path):
+    assert evaluate().status == 0
+    damages = (
+        lambda record: record["masks"][0].update(counts="zz"),
+        lambda record: record.update(masks=[{"size": [3, 3], "counts": "9"}] * len(record["masks"])),
+        lambda record: record.update(loc_probs=["a"] * len(record["masks"])),
+    )
+    paths = sorted((tmp_path / "out" / "records").rglob("*.json"))
+    for path, damage in zip(paths, damages):
+        record = json.loads(path.read_text())
+        damage(record)
+        path.write_text(json.dumps(record))
+    done = evaluate("--score_only")
+    clear_error(done, "FAILED: 3 questions", "delete the file and predict again", *map(str, paths[:3]))
+    assert done.status == 1
+    done = evaluate()
+    assert done.status == 0 and "predicted 3 questions, kept 1 recorded earlier" in done.out, done.err
+
+
+def test_a_negative_jitter(programs, tmp_path):  # noqa: F811
+    done = programs(".datasets.synthetic", "--out", tmp_path / "w", "--num_videos", 1, "--length_jitter", -3)
+    clear_error(done, "length_jitter -3: must not be negative")
