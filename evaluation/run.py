@@ -67,8 +67,8 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
     logger.info("%s", report)
     if report.initialised:
         raise CheckpointError(
-            f"{args.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every number "
-            "meaningless. Give the file that has them (--vision_pretrained, --vision-tower) or the exported model"
+            f"{args.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every "
+            "number meaningless. Give the file that has them (--vision_pretrained, --vision-tower) or an exported model"
         )
     tokenizer = load_tokenizer(resolve_folder(args.version), model.config.tokenization)
     attach_tokens(model, tokenizer)

@@ -78,8 +78,8 @@ def summarise(folder: Path) -> str:
     baseline = max(main[key]["table"]["Overall"]["JF"]["mean"] for key in ("all_empty", "whole_frame"))
     lines += [
         "",
-        f"J&F is {overall['JF']['mean'] - baseline:+.3f} against the best baseline. A random visible object is right in "
-        f"{cell(overall['object_chance'])} of the questions.",
+        f"J&F is {overall['JF']['mean'] - baseline:+.3f} against the best baseline. "
+        f"A random visible object is right in {cell(overall['object_chance'])} of the questions.",
     ]
     return "\n".join(lines)
 

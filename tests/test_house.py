@@ -62,6 +62,12 @@ def test_files_and_functions_stay_readable(project_root):
     assert not too_long, "\n".join(too_long)
 
 
+def test_linter_has_no_complaint(project_root):
+    command = [sys.executable, "-m", "ruff", "check", "."]
+    done = subprocess.run(command, cwd=project_root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_weights_are_never_unpickled_blindly(project_root):
     blind = []
     for path in product_files(project_root):
