@@ -50,8 +50,8 @@ case "$mode" in
     ;;
   full)
     out="${out:-demo_output_full}" level=hard
-    train_videos=12000 referring_videos=1500 test_videos=300
-    stage1_steps=1500 stage2_steps=12000 warmup=200
+    train_videos=6000 referring_videos=1500 test_videos=200
+    stage1_steps=700 stage2_steps=5500 warmup=100
     ;;
 esac
 base="${BASE_MODEL:-assets/tiny_base}"
