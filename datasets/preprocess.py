@@ -1,6 +1,7 @@
 """From frames to pixels: what the SAM encoder and the CLIP vision tower are given.
 
 Both resize with Pillow, as segment_anything's ResizeLongestSide and CLIP's image processor do; results equal theirs.
+On a GPU the same bytes come from :mod:`utils.resize`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.errors import ConfigError
+from utils.resize import resize_pictures
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
@@ -42,20 +44,29 @@ def _check_frames(frames: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]
     return frames
 
 
-def _resize(frame: np.ndarray, height: int, width: int, resample: Image.Resampling) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [height, width, 3], by Pillow (antialiased when shrinking)."""
-    if frame.shape[:2] == (height, width):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((width, height), resample))
+def _resize(frames: list[np.ndarray], height: int, width: int, resample: Image.Resampling) -> Tensor:
+    """Frames uint8 [H, W, 3] -> uint8 [T, 3, height, width], by Pillow (antialiased when shrinking)."""
+    if frames[0].shape[:2] != (height, width):
+        frames = [np.asarray(Image.fromarray(frame).resize((width, height), resample)) for frame in frames]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
-def _to_tensor(frame: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [3, H, W], 0..255."""
-    return torch.from_numpy(np.array(frame, copy=True)).permute(2, 0, 1).to(torch.float32)
+def _planes(frames: Tensor) -> Tensor:
+    """uint8 [T, H, W, 3] -> uint8 [T, 3, H, W].
+
+    Raises:
+        ValueError: another type or shape, or no frame.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+    return frames.permute(0, 3, 1, 2)
 
 
 class SamPreprocessor:
     """Long side to ``image_size`` (bilinear), normalise, then zeros to the right and below.
+
+    ``__call__`` is :meth:`normalise` of :meth:`resize`. Apart, the two let a worker resize and a GPU normalise, with
+    bytes instead of floats in between; :meth:`resize_on` moves the resizing there as well.
 
     Args:
         image_size: side S of SAM's square input (1024 for ViT-H).
@@ -71,9 +82,50 @@ class SamPreprocessor:
         scale = self.image_size / max(height, width)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
-    def resize(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [h, w, 3], before normalisation."""
-        return _resize(frame, *self.resized_size(*frame.shape[:2]), Image.Resampling.BILINEAR)
+    def resize(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
+        """Resize the frames of one video on the CPU, by Pillow; any thread may.
+
+        Args:
+            frames: uint8 RGB [T, H, W, 3], or T of [H, W, 3].
+
+        Returns:
+            uint8 [T, 3, h, w], see :meth:`resized_size`.
+
+        Raises:
+            ValueError: no frame, another type, or different sizes.
+        """
+        frames = _check_frames(frames)
+        return _resize(frames, *self.resized_size(*frames[0].shape[:2]), Image.Resampling.BILINEAR)
+
+    def resize_on(self, frames: Tensor) -> Tensor:
+        """As :meth:`resize`, with the same bytes, on the device where the frames are.
+
+        Args:
+            frames: uint8 RGB [T, H, W, 3].
+
+        Returns:
+            uint8 [T, 3, h, w].
+
+        Raises:
+            ValueError: another type or shape, or no frame.
+        """
+        frames = _planes(frames)
+        return resize_pictures(frames, *self.resized_size(*frames.shape[2:]), "bilinear")
+
+    def normalise(self, resized: Tensor) -> Tensor:
+        """Normalise and pad to the square, on the device where the frames are.
+
+        Args:
+            resized: uint8 [T, 3, h, w], from :meth:`resize` or :meth:`resize_on`.
+
+        Returns:
+            float32 [T, 3, S, S].
+        """
+        count, _, height, width = resized.shape
+        pixels = torch.zeros(count, 3, self.image_size, self.image_size, device=resized.device)
+        inner = pixels[:, :, :height, :width].copy_(resized)
+        inner.sub_(self._mean.to(resized.device)).div_(self._std.to(resized.device))
+        return pixels
 
     def __call__(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
         """Preprocess the frames of one video.
@@ -87,16 +139,13 @@ class SamPreprocessor:
         Raises:
             ValueError: no frame, another type, or different sizes.
         """
-        frames = _check_frames(frames)
-        pixels = torch.zeros(len(frames), 3, self.image_size, self.image_size)
-        for index, frame in enumerate(frames):
-            resized = (_to_tensor(self.resize(frame)) - self._mean) / self._std
-            pixels[index, :, : resized.shape[1], : resized.shape[2]] = resized
-        return pixels
+        return self.normalise(self.resize(frames))
 
 
 class ClipPreprocessor:
     """To a normalised square for the vision tower (bicubic).
+
+    ``__call__`` is :meth:`normalise` of :meth:`resize`, as in :class:`SamPreprocessor`.
 
     Args:
         image_size: side c of the square (224 for ViT-L/14).
@@ -114,6 +163,8 @@ class ClipPreprocessor:
         self.mode = resize
         self._mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
         self._std = torch.tensor(CLIP_STD).view(3, 1, 1)
+        # A tensor, since CUDA divides by a number by multiplying with its inverse, which rounds differently.
+        self._white = torch.tensor(255.0)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) that a frame is resized to before it is cropped or padded."""
@@ -123,6 +174,65 @@ class ClipPreprocessor:
         side = min(height, width) if self.mode == "crop" else max(height, width)
         # The other side is cut down, not rounded, as CLIP's image processor does.
         return max(1, size * height // side), max(1, size * width // side)
+
+    def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of what is kept of a resized frame: its centre for "crop", else all."""
+        if self.mode != "crop":
+            return 0, 0, height, width
+        size = self.image_size
+        return (height - size) // 2, (width - size) // 2, size, size
+
+    def resize(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
+        """Resize the frames of one video on the CPU, by Pillow, and cut out the centre for "crop"; any thread may.
+
+        Args:
+            frames: uint8 RGB [T, H, W, 3], or T of [H, W, 3].
+
+        Returns:
+            uint8 [T, 3, c, c]; for "pad" [T, 3, h, w], see :meth:`resized_size`.
+
+        Raises:
+            ValueError: no frame, another type, or different sizes.
+        """
+        frames = _check_frames(frames)
+        height, width = self.resized_size(*frames[0].shape[:2])
+        top, left, rows, columns = self._window(height, width)
+        resized = _resize(frames, height, width, Image.Resampling.BICUBIC)
+        return resized[:, :, top : top + rows, left : left + columns].contiguous()
+
+    def resize_on(self, frames: Tensor) -> Tensor:
+        """As :meth:`resize`, with the same bytes, on the device where the frames are.
+
+        Args:
+            frames: uint8 RGB [T, H, W, 3].
+
+        Returns:
+            uint8 [T, 3, c, c]; for "pad" [T, 3, h, w].
+
+        Raises:
+            ValueError: another type or shape, or no frame.
+        """
+        frames = _planes(frames)
+        height, width = self.resized_size(*frames.shape[2:])
+        return resize_pictures(frames, height, width, "bicubic", self._window(height, width))
+
+    def normalise(self, resized: Tensor) -> Tensor:
+        """Normalise and, for "pad", surround with the mean colour, on the device where the frames are.
+
+        Args:
+            resized: uint8 [T, 3, h, w], from :meth:`resize` or :meth:`resize_on`.
+
+        Returns:
+            float32 [T, 3, c, c].
+        """
+        count, _, height, width = resized.shape
+        size = self.image_size
+        pixels = torch.zeros(count, 3, size, size, device=resized.device)
+        top, left = (size - height) // 2, (size - width) // 2
+        inner = pixels[:, :, top : top + height, left : left + width].copy_(resized)
+        inner.div_(self._white.to(resized.device))
+        inner.sub_(self._mean.to(resized.device)).div_(self._std.to(resized.device))
+        return pixels
 
     def __call__(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
         """Preprocess the frames of one video.
@@ -136,17 +246,4 @@ class ClipPreprocessor:
         Raises:
             ValueError: no frame, another type, or different sizes.
         """
-        frames = _check_frames(frames)
-        size = self.image_size
-        pixels = torch.zeros(len(frames), 3, size, size)
-        height, width = self.resized_size(*frames[0].shape[:2])
-        for index, frame in enumerate(frames):
-            resized = _to_tensor(_resize(frame, height, width, Image.Resampling.BICUBIC)) / 255
-            resized = (resized - self._mean) / self._std
-            if self.mode == "crop":
-                top, left = (height - size) // 2, (width - size) // 2
-                pixels[index] = resized[:, top : top + size, left : left + size]
-            else:
-                top, left = (size - height) // 2, (size - width) // 2
-                pixels[index, :, top : top + height, left : left + width] = resized
-        return pixels
+        return self.normalise(self.resize(frames))

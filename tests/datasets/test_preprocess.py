@@ -26,7 +26,7 @@ def test_pixels_of_the_original(shared_data):
     for video in videos:
         paths = sorted((folder / "frames" / video / "images").iterdir())
         frames = [np.array(Image.open(path).convert("RGB")) for path in paths]
-        resized = np.stack([sam.resize(frame) for frame in frames])
+        resized = sam.resize(frames).permute(0, 2, 3, 1).numpy()
         np.testing.assert_array_equal(resized, golden[f"pre/{video}/sam_resized_u8"])
         np.testing.assert_allclose(sam(frames), golden[f"pre/{video}/sam_input"], atol=1e-5, rtol=0)
         np.testing.assert_allclose(clip(frames), golden[f"pre/{video}/clip_pixels"], atol=1e-5, rtol=0)
@@ -95,6 +95,48 @@ def test_list_and_array_give_the_same_and_frames_stay_untouched():
     np.testing.assert_array_equal(frames, before)
 
 
+PREPROCESSORS = [SamPreprocessor(64), *(ClipPreprocessor(32, mode) for mode in ("crop", "pad", "squash"))]
+
+
+@pytest.mark.parametrize("preprocess", PREPROCESSORS, ids=["sam", "crop", "pad", "squash"])
+@pytest.mark.parametrize("size", [(72, 128), (128, 72), (64, 64), (32, 32), (200, 7), (3, 5)])
+def test_the_stages_are_the_whole(preprocess, size):
+    """Resized here or on a device, the bytes are the same; normalised, they are what a call gives."""
+    frames = noise(*size, count=2)
+    resized = preprocess.resize(frames)
+    assert resized.dtype == torch.uint8 and resized.shape[:2] == (2, 3)
+    assert preprocess.resize_on(torch.from_numpy(frames)).equal(resized)
+    assert preprocess.resize(list(frames)).equal(resized)
+    assert preprocess.normalise(resized).equal(preprocess(frames))
+
+
+@pytest.mark.parametrize("preprocess", PREPROCESSORS, ids=["sam", "crop", "pad", "squash"])
+def test_padding_is_zero_and_the_rest_is_the_formula(preprocess):
+    """The values of every pixel from the definition, one number at a time in float64."""
+    resized = preprocess.resize(noise(20, 50))
+    pixels, (height, width) = preprocess.normalise(resized)[0], resized.shape[2:]
+    side = preprocess.image_size
+    is_clip = isinstance(preprocess, ClipPreprocessor)
+    top, left = ((side - height) // 2, (side - width) // 2) if is_clip else (0, 0)
+    mean, std, white = (CLIP_MEAN, CLIP_STD, 255) if is_clip else (SAM_MEAN, SAM_STD, 1)
+    wanted = np.zeros((3, side, side))
+    values = resized[0].double().numpy() / white
+    for channel in range(3):
+        inner = (values[channel] - mean[channel]) / std[channel]
+        wanted[channel, top : top + height, left : left + width] = inner
+    np.testing.assert_allclose(pixels, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("preprocess", PREPROCESSORS, ids=["sam", "crop", "pad", "squash"])
+def test_the_stages_on_a_gpu(preprocess):
+    frames = noise(72, 128, count=2)
+    resized = preprocess.resize_on(torch.from_numpy(frames).cuda())
+    assert resized.is_cuda and resized.cpu().equal(preprocess.resize(frames))
+    assert preprocess.normalise(resized).cpu().equal(preprocess(frames))
+
+
 def test_wrong_input_is_refused():
     with pytest.raises(ConfigError, match="crop, pad, squash"):
         ClipPreprocessor(32, "stretch")
@@ -105,3 +147,6 @@ def test_wrong_input_is_refused():
             preprocess(noise(8, 8).astype(np.float32))
         with pytest.raises(ValueError, match="one size"):
             preprocess([noise(8, 8)[0], noise(8, 9)[0]])
+        for wrong in (torch.zeros(1, 8, 8, 3), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
+            with pytest.raises(ValueError, match="uint8"):
+                preprocess.resize_on(wrong)
