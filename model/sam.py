@@ -9,6 +9,7 @@ al. 2024, "LISA: Reasoning Segmentation via Large Language Model".
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,16 @@ from transformers.models.sam.modeling_sam import (
     SamVisionNeck,
 )
 
+from model.sam_encoder import FastEncoder
+
 ATTENTION_BYTES = 2 << 30
-"""Encoding splits its frames so that one layer's attention bias stays below this (SDPA takes it as a dense tensor)."""
+"""The plain route splits its frames so that one layer's attention bias stays below this (SDPA takes a dense tensor)."""
+
+ACTIVATION_BYTES = {"cuda": 8 << 30}
+"""The fast route splits its frames so that what one layer makes stays below this, 1 GiB on other devices."""
+
+_ACTIVATIONS = 24
+"""Tensors of the size of the tokens that a layer of the fast route keeps at once, at most."""
 
 DECODE_CHUNK = 64
 """Prompts decoded at once when no gradient is kept; an upscaled embedding is 8 MB per prompt at full size."""
@@ -113,20 +122,29 @@ class SamSegmenter(nn.Module):
 
     Args:
         config: a ``SamConfig`` or its dict; see :func:`sam_config`. It is copied.
+        attention: see below.
 
     Attributes:
+        attention: "auto": where no gradient is wanted, :class:`model.sam_encoder.FastEncoder` runs the image encoder's
+            weights; where one is, ``transformers``' own modules do. "reference": they do always, as they do for a
+            configuration that asks for eager attention.
+        fast_encoder: may be replaced by one with other settings (``compile=True``, another route).
         image_size: side S of the square input, pixels.
         embed_dim: C, channels of the embeddings and of a prompt.
         grid_size: h = w of the embeddings.
     """
 
-    def __init__(self, config: SamConfig | dict[str, Any]):
+    def __init__(self, config: SamConfig | dict[str, Any], attention: str = "auto"):
         super().__init__()
+        if attention not in ("auto", "reference"):
+            raise ValueError(f"attention {attention!r} is unknown; choose auto or reference")
+        self.attention = attention
+        self.fast_encoder = FastEncoder()
         config = SamConfig(**config) if isinstance(config, dict) else copy.deepcopy(config)
         # Decomposed relative positions and 8-wide heads rule out flash attention: it is SDPA unless eager is asked for.
-        attention = "eager" if getattr(config, "_attn_implementation", None) == "eager" else "sdpa"
-        config.vision_config._attn_implementation = attention
-        config.mask_decoder_config._attn_implementation = attention
+        implementation = "eager" if getattr(config, "_attn_implementation", None) == "eager" else "sdpa"
+        config.vision_config._attn_implementation = implementation
+        config.mask_decoder_config._attn_implementation = implementation
         config.vision_config.scale = 1.0
         self.config = config
         self.image_size: int = config.vision_config.image_size
@@ -144,24 +162,45 @@ class SamSegmenter(nn.Module):
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
         self._dense_pe: tuple[tuple[Any, ...], Tensor] | None = None
 
-    def encode(self, pixels: Tensor, chunk: int | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, chunk: int | None = None, resized_size: tuple[int, int] | None = None) -> Tensor:
         """Embed frames. Gradients flow if the caller wants them.
 
         Args:
             pixels: float [F, 3, S, S], normalised and zero-padded right and bottom.
-            chunk: frames per pass; by default as many as :data:`ATTENTION_BYTES` allows.
+            chunk: frames per pass; by default as many as :data:`ACTIVATION_BYTES` or :data:`ATTENTION_BYTES` allows.
+            resized_size: (h, w) of the frames inside the square, if all pixels beyond are zero: windows of padding are
+                then not computed for every frame. The result is the same.
 
         Returns:
             [F, C, h, w] in the dtype of the weights.
         """
-        pixels = pixels.to(self.vision_encoder.patch_embed.projection.weight.dtype)
-        if chunk is None:
-            vision = self.config.vision_config
-            tokens = (vision.image_size // vision.patch_size) ** 2
-            chunk = max(1, ATTENTION_BYTES // (vision.num_attention_heads * tokens**2 * pixels.element_size()))
+        encoder, vision = self.vision_encoder, self.config.vision_config
+        pixels = pixels.to(encoder.patch_embed.projection.weight.dtype)
+        tokens, size = self.grid_size**2, pixels.element_size()
+        if self._runs_fast(pixels):
+            largest = ACTIVATION_BYTES.get(pixels.device.type, 1 << 30)
+            frame_bytes = _ACTIVATIONS * tokens * vision.hidden_size * size
+            run = functools.partial(self.fast_encoder, encoder, resized_size=resized_size)
+        else:
+            largest, frame_bytes = ATTENTION_BYTES, vision.num_attention_heads * tokens**2 * size
+            run = self._encode_plain
+        chunk = chunk or max(1, largest // frame_bytes)
         if pixels.shape[0] <= chunk:
-            return self.vision_encoder(pixels)[0]
-        return torch.cat([self.vision_encoder(part)[0] for part in pixels.split(chunk)])
+            return run(pixels)
+        return torch.cat([run(part) for part in pixels.split(chunk)])
+
+    def _encode_plain(self, pixels: Tensor) -> Tensor:
+        """One pass of ``transformers``' own encoder."""
+        return self.vision_encoder(pixels)[0]
+
+    def _runs_fast(self, pixels: Tensor) -> bool:
+        """Whether the fast encoder may run: it keeps no gradient, and knows no eager attention."""
+        encoder = self.vision_encoder
+        if torch.is_grad_enabled() and (pixels.requires_grad or any(p.requires_grad for p in encoder.parameters())):
+            # An optimiser is about to change the weights, perhaps through ``.data``, which leaves no trace.
+            self.fast_encoder.forget()
+            return False
+        return self.attention == "auto" and self.config.vision_config._attn_implementation != "eager"
 
     def dense_positions(self, dtype: torch.dtype | None = None) -> Tensor:
         """Positional encoding of the embedding grid, float [C, h, w], computed once per device, dtype and weights.

@@ -123,7 +123,7 @@ def test_positions_and_dense_prompt_equal(pair):
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_masks_equal(pair, tokens):
     theirs, ours = pair
-    embeddings, prompts = ours.encode(pixels_for(ours, 3)), prompts_for(ours, 3, tokens)
+    embeddings, prompts = theirs.image_encoder(pixels_for(ours, 3)), prompts_for(ours, 3, tokens)
     low_res, iou = ours.decode(embeddings, prompts)
     three, three_iou = ours.decode_masks(embeddings, prompts, multimask_output=True)
     _, dense = theirs.prompt_encoder(points=None, boxes=None, masks=None)

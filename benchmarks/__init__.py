@@ -1,0 +1,1 @@
+"""Measurements: what is fast, by how much, on which machine."""
