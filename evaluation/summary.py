@@ -1,14 +1,17 @@
-"""From scores per question to the tables: means, standard errors, reference rows, counts."""
+"""From scores per question to the tables: means with intervals, reference rows, differences, tokens, counts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from datasets.sample import QUESTION_TYPES
 from evaluation.protocol import Protocol
+from evaluation.statistics import METHOD, VideoBootstrap
+from evaluation.statistics import mean_and_error as mean_and_error
 
-SUMMARY_FORMAT = "mora-summary-1"
+SUMMARY_FORMAT = "mora-summary-2"
 OVERALL = "Overall"
 
 MEASURES = {
@@ -34,6 +37,17 @@ ROWS = {
 }
 """Rows of the result: kind and meaning. Only baselines use neither the model nor the truth."""
 
+TOKENS = {
+    "seg": "share of answers with [SEG], written or appended",
+    "forced_seg": "share of answers to which [SEG] was appended",
+    "loc": "share of answers with [LOC], written or appended",
+    "forced_loc": "share of answers to which [LOC] was appended",
+    "mask_frames": "share of the listed frames with a mask that is not empty, before refinement",
+    "kept_frames": "the same after refinement",
+    "truth_frames": "share of the listed frames whose ground truth is not empty",
+}
+"""What is averaged over the questions that were answered (failed ones have no tokens), and what it means."""
+
 
 def summarise(scores: Sequence[dict], protocol: Protocol, run: dict) -> dict:
     """Aggregate scored questions.
@@ -46,51 +60,48 @@ def summarise(scores: Sequence[dict], protocol: Protocol, run: dict) -> dict:
     Returns:
         JSON-able summary; the schema is in docs/evaluation.md.
     """
-    failures = [score for score in scores if score["status"] != "ok"]
+    bootstrap = VideoBootstrap([score["video_id"] for score in scores])
+    kinds = [score["q_type"] for score in scores]
+    values = {name: {key: row_values(scores, name, key) for key in MEASURES} for name in ROWS}
+    rows = {
+        name: {"kind": kind, "meaning": meaning, "table": _table(values[name], kinds, bootstrap)}
+        for name, (kind, meaning) in ROWS.items()
+    }
+    tokens = {key: _values(scores, lambda score, key=key: _token_facts(score)[key]) for key in TOKENS}
+    answered = np.array([score["status"] == "ok" for score in scores], dtype=bool)
     return {
         "format": SUMMARY_FORMAT,
         "protocol": protocol.as_dict(),
         "run": run,
         "counts": _counts(scores),
-        "measures": MEASURES,
-        "rows": {
-            name: {
-                "kind": kind,
-                "meaning": meaning,
-                "table": {split: _measures(group, name) for split, group in _splits(scores)},
-            }
-            for name, (kind, meaning) in ROWS.items()
+        "interval": {
+            "method": METHOD,
+            "level": bootstrap.level,
+            "draws": len(bootstrap.counts),
+            "seed": bootstrap.seed,
         },
+        "measures": MEASURES,
+        "rows": rows,
+        "differences": {
+            name: {
+                "meaning": f"model - {name}, question by question",
+                "table": _table({key: values["model"][key] - values[name][key] for key in MEASURES}, kinds, bootstrap),
+            }
+            for name in ROWS
+            if name != "model"
+        },
+        "tokens": {"measures": TOKENS, "table": _table(tokens, kinds, bootstrap, answered)},
         "failures": [
             {"video_id": score["video_id"], "query_id": score["query_id"], "reason": score["reason"]}
-            for score in failures
+            for score in scores
+            if score["status"] != "ok"
         ],
     }
 
 
-def mean_and_error(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float | None]:
-    """Mean and its standard error when values of one cluster are not independent.
-
-    Questions about one video share its frames and often its window, so the error is the cluster-robust one:
-    sqrt(G / (G - 1) * sum over clusters of (sum of residuals)^2) / N. With one value per cluster it is the usual
-    standard error of the mean.
-
-    Args:
-        values: at least one.
-        clusters: the cluster (video) of every value.
-
-    Returns:
-        (mean, standard error); the error is None with fewer than two clusters.
-    """
-    mean = math.fsum(values) / len(values)
-    residuals: dict[str, list[float]] = {}
-    for value, cluster in zip(values, clusters):
-        residuals.setdefault(cluster, []).append(value - mean)
-    groups = len(residuals)
-    if groups < 2:
-        return mean, None
-    total = math.fsum(math.fsum(group) ** 2 for group in residuals.values())
-    return mean, math.sqrt(groups / (groups - 1) * total) / len(values)
+def row_values(scores: Sequence[dict], row: str, measure: str) -> np.ndarray:
+    """float64 [N]: one measure of one row per question; NaN where it does not apply."""
+    return _values(scores, lambda score: score["rows"][row].get(measure))
 
 
 def best_baseline(summary: dict, measure: str = "JF") -> tuple[str, float]:
@@ -104,24 +115,66 @@ def best_baseline(summary: dict, measure: str = "JF") -> tuple[str, float]:
     return name, values[name]
 
 
-def _splits(scores: Sequence[dict]) -> Iterable[tuple[str, list[dict]]]:
-    yield OVERALL, list(scores)
-    for q_type in QUESTION_TYPES:
-        yield q_type, [score for score in scores if score["q_type"] == q_type]
+def split_table(values: np.ndarray, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """One measure per question, overall and for each type alone.
+
+    Args:
+        values: float [N].
+        kinds: type of every question.
+
+    Returns:
+        {"Overall" or a type: float [N], NaN for the questions of other types}.
+    """
+    types = np.asarray(kinds, dtype=np.str_)
+    return {OVERALL: values} | {name: np.where(types == name, values, np.nan) for name in QUESTION_TYPES}
 
 
-def _measures(scores: Sequence[dict], row: str) -> dict:
-    """{"N": questions, measure: {"mean", "stderr", "N"} or None where no question has a value}."""
-    table: dict = {"N": len(scores)}
-    for measure in MEASURES:
-        pairs = [(score["rows"][row].get(measure), score["video_id"]) for score in scores]
-        pairs = [(float(value), video) for value, video in pairs if value is not None]
-        if not pairs:
-            table[measure] = None
-            continue
-        mean, error = mean_and_error(*zip(*pairs))
-        table[measure] = {"mean": mean, "stderr": error, "N": len(pairs)}
-    return table
+def _values(scores: Sequence[dict], value_of: Callable[[dict], float | None]) -> np.ndarray:
+    """float64 [N], NaN for None."""
+    values = (value_of(score) for score in scores)
+    return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+
+
+def _table(
+    columns: dict[str, np.ndarray], kinds: Sequence[str], bootstrap: VideoBootstrap, counted: np.ndarray | None = None
+) -> dict[str, dict]:
+    """{split: {"N": questions, key: cell or None}} from one value per question and key.
+
+    Args:
+        columns: float [N] each.
+        kinds: type of every question.
+        bootstrap: of the same questions.
+        counted: bool [N], the questions that "N" counts; default all.
+    """
+    counted = np.ones(len(kinds), dtype=bool) if counted is None else counted
+    numbers = split_table(np.where(counted, 1.0, np.nan), kinds)
+    split = {(key, name): part for key, column in columns.items() for name, part in split_table(column, kinds).items()}
+    cells = dict(zip(split, bootstrap.cells(np.stack(list(split.values()), axis=1))))
+    return {
+        name: {"N": int(np.nansum(number)), **{key: cells[key, name] for key in columns}}
+        for name, number in numbers.items()
+    }
+
+
+def _token_facts(score: dict) -> dict[str, float | None]:
+    """The values of TOKENS for one question; all None for a failed one."""
+    if score["status"] != "ok":
+        return dict.fromkeys(TOKENS)
+    facts = {
+        **dict.fromkeys(TOKENS),
+        "seg": score["seg_frames"] > 0,
+        "forced_seg": score["forced_seg"],
+        "loc": score["has_loc"],
+        "forced_loc": score["forced_loc"],
+        "truth_frames": 1 - score["empty_truth_frames"] / score["listed_frames"],
+    }
+    frames = score.get("frames")
+    if frames is not None:
+        times, shown = np.asarray(frames["times"]), np.asarray(frames["shown"], dtype=bool)
+        kept = np.asarray(frames["kept"], dtype=bool)
+        facts["mask_frames"] = float(times[shown].sum() / times.sum())
+        facts["kept_frames"] = float(times[shown & kept].sum() / times.sum())
+    return facts
 
 
 def _counts(scores: Sequence[dict]) -> dict:

@@ -35,24 +35,42 @@ COLUMNS = {
     "temporal_iou": "temporal IoU",
     "object_accuracy": "right object",
 }
+WITH_INTERVAL = ("JF", "window_J")
+"""Columns that show the 95% interval; with more of them the lines would be too long to read."""
+
 TYPES = ("Overall", "Causal", "Sequential", "Counterfactual", "Descriptive")
 
 
-def cell(measure: dict | None) -> str:
-    """A measure's mean as the tables show it."""
+def cell(measure: dict | None, interval: bool = False) -> str:
+    """A measure's mean as the tables show it, with its interval on demand: 0.602 [0.58, 0.62]."""
     mean = (measure or {}).get("mean")
-    return "–" if mean is None else f"{mean:.3f}"
+    if mean is None:
+        return "–"
+    low, high = measure.get("low"), measure.get("high")
+    return f"{mean:.3f} [{low:.2f}, {high:.2f}]" if interval and low is not None else f"{mean:.3f}"
 
 
 def line(name: str, values: dict) -> str:
     """One row of a table."""
-    return f"| {name} | {values['N']} | " + " | ".join(cell(values.get(key)) for key in COLUMNS) + " |"
+    cells = [cell(values.get(key), key in WITH_INTERVAL) for key in COLUMNS]
+    return f"| {name} | {values['N']} | " + " | ".join(cells) + " |"
 
 
 def table(rows: list[tuple[str, dict]], first: str) -> list[str]:
     """A Markdown table."""
     head = f"| {first} | N | " + " | ".join(COLUMNS.values()) + " |"
     return [head, "|---" * (2 + len(COLUMNS)) + "|", *(line(name, values) for name, values in rows)]
+
+
+def margin(summary: dict) -> str:
+    """The model's J&F minus that of the best baseline, with its paired interval where there is one."""
+    name = max(("all_empty", "whole_frame"), key=lambda row: summary["rows"][row]["table"]["Overall"]["JF"]["mean"])
+    model, baseline = (summary["rows"][row]["table"]["Overall"]["JF"]["mean"] for row in ("model", name))
+    text = f"J&F is {model - baseline:+.3f} against the best baseline ({name})"
+    difference = summary.get("differences", {}).get(name, {}).get("table", {}).get("Overall", {}).get("JF") or {}
+    if difference.get("low") is not None:
+        text += f", paired 95% interval {difference['low']:+.3f} to {difference['high']:+.3f}"
+    return f"{text}."
 
 
 def summarise(folder: Path) -> str:
@@ -64,8 +82,9 @@ def summarise(folder: Path) -> str:
     Raises:
         DataError: that file is missing or damaged.
     """
-    main = read_json(folder / "eval" / "groundmore" / "summary.json")["rows"]
-    lines = ["By question type:", ""]
+    summary = read_json(folder / "eval" / "groundmore" / "summary.json")
+    main = summary["rows"]
+    lines = ["By question type ([low, high]: 95% interval, bootstrap clustered by video):", ""]
     lines += table([(kind, main["model"]["table"][kind]) for kind in TYPES], "MoRA-tiny")
     lines += ["", "Beside it:", ""]
     rows = [(name, main[key]["table"]["Overall"]) for name, key in ROWS.values()]
@@ -74,13 +93,8 @@ def summarise(folder: Path) -> str:
         if path.is_file():
             rows.append((name, read_json(path)["rows"]["model"]["table"]["Overall"]))
     lines += table(rows, "row")
-    overall = main["model"]["table"]["Overall"]
-    baseline = max(main[key]["table"]["Overall"]["JF"]["mean"] for key in ("all_empty", "whole_frame"))
-    lines += [
-        "",
-        f"J&F is {overall['JF']['mean'] - baseline:+.3f} against the best baseline. "
-        f"A random visible object is right in {cell(overall['object_chance'])} of the questions.",
-    ]
+    chance = cell(main["model"]["table"]["Overall"]["object_chance"])
+    lines += ["", f"{margin(summary)} A random visible object is right in {chance} of the questions."]
     return "\n".join(lines)
 
 

@@ -1,0 +1,197 @@
+"""Paired difference of two evaluations: ``python -m evaluation.compare A B``; ``--help`` has examples."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.sample import QUESTION_TYPES
+from evaluation.comparison import COMPARED, LOWER_IS_BETTER, compare, read_scored_run
+from evaluation.report import layout
+from evaluation.summary import OVERALL, ROWS
+from utils.errors import ConfigError, DataError, MoraError, Problems
+from utils.files import write_json
+
+DESCRIPTION = """\
+Compare two evaluations question by question: is B better than A, where, and how sure is that?
+
+Two models on one test set (the folders are the --output_dir of evaluate_groundmore.py):
+  python -m evaluation.compare outputs/baseline outputs/mora
+
+What refinement by [LOC] is worth: a run against its own masks without it:
+  python -m evaluation.compare outputs/mora --row_a no_refinement --row_b model
+
+Another measure, ten questions each way, everything into a file:
+  python -m evaluation.compare outputs/baseline outputs/mora --measure window_J --top 10 --json difference.json
+"""
+
+EPILOG = """\
+How to read it. Every difference is B - A of the same question, so what makes a question easy or hard cancels, and the
+interval is usually much narrower than those of the two means. Videos are drawn with replacement and all their
+questions come along (questions about one video are not independent): [low, high] holds 95% of the resampled mean
+differences, "draws > 0" is the share of them above 0 (at 0: half). p is two-sided, from flipping the sign of all
+differences of a video at random. Neither is corrected for how many lines you read. better/same/worse count questions.
+
+Exit code: 0 whatever the outcome; 2 if the runs cannot be compared.
+"""
+
+SPLITS = (OVERALL, *QUESTION_TYPES)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the program; a missing B is A.
+
+    Raises:
+        ConfigError: values that cannot be used, all of them listed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.compare",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", metavar="A", type=Path, help="output folder of an evaluation, or the scores.json in it")
+    parser.add_argument("b", metavar="B", type=Path, nargs="?", help="the same; default: A, with other rows")
+    parser.add_argument("--measure", default="JF", metavar="NAME",
+                        help=f"of the table by type and the questions: {', '.join(COMPARED)} (default JF)")  # fmt: skip
+    parser.add_argument("--row", default="model", metavar="ROW",
+                        help=f"what is compared: {', '.join(ROWS)} (default model)")  # fmt: skip
+    parser.add_argument("--row_a", metavar="ROW", help="row of A, if another")
+    parser.add_argument("--row_b", metavar="ROW", help="row of B, if another")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="questions shown each way (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, every changed question included")
+    parser.add_argument("--allow_different_protocols", action=argparse.BooleanOptionalAction, default=False,
+                        help="compare runs that do not measure the same thing; what differs is printed")  # fmt: skip
+    args = parser.parse_args(argv)
+    args.b, args.row_a, args.row_b = args.b or args.a, args.row_a or args.row, args.row_b or args.row
+    problems = Problems()
+    if args.measure not in COMPARED:
+        problems.add(f"--measure {args.measure}", f"choose one of {', '.join(COMPARED)}")
+    for row in dict.fromkeys((args.row_a, args.row_b)):
+        if row not in ROWS:
+            problems.add(f"row {row}", f"choose one of {', '.join(ROWS)}")
+    if args.top < 0:
+        problems.add(f"--top {args.top}", "must be 0 or more")
+    problems.raise_if_any(ConfigError, "the flags cannot be used")
+    return args
+
+
+def format_comparison(result: dict, measure: str = "JF", top: int = 5) -> str:
+    """A comparison as text, at most 120 columns wide but for long paths and reasons.
+
+    Args:
+        result: from :func:`evaluation.comparison.compare`.
+        measure: of the table by type and of the questions.
+        top: questions shown each way.
+    """
+    table = result["table"]
+    by_type = [_line(split, table[measure][split]) for split in SPLITS]
+    by_measure = [_line(name, table[name][OVERALL]) for name in COMPARED if table[name][OVERALL] is not None]
+    level = f"{result['interval']['level']:.0%} interval"
+    header = ["N", "A", "B", "B - A", level, "draws > 0", "p", "better/same/worse"]
+    parts = [
+        "\n".join(_head(result)),
+        layout([measure, *header], by_type),
+        layout([OVERALL, *header], by_measure),
+    ]
+    parts[-1] += f"\nlower is better: {', '.join(LOWER_IS_BETTER)}"
+    return "\n\n".join([*parts, *_questions(result["changes"][measure], measure, top)])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        Exit code: 0, or 2 if the runs cannot be compared.
+    """
+    try:
+        args = parse_arguments(argv)
+        runs, problems = {}, Problems()
+        for path in dict.fromkeys((args.a, args.b)):
+            try:
+                runs[path] = read_scored_run(path)
+            except DataError as error:
+                problems.messages.append(str(error))
+        problems.raise_if_any(DataError, "nothing to compare")
+        result = compare(runs[args.a], runs[args.b], args.row_a, args.row_b, args.allow_different_protocols)
+        print(format_comparison(result, args.measure, args.top))
+        if args.json:
+            write_json(args.json, result)
+            print(f"\nwritten: {args.json}")
+    except (MoraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _head(result: dict) -> list[str]:
+    """What is compared with what, what differs, and what is left out."""
+    lines = []
+    for side in ("a", "b"):
+        run = result[side]
+        failed = f", {run['failed']} failed (each counts as 0)" if run["failed"] else ""
+        lines.append(f"{side.upper()}: {run['path']}, row {run['row']}, {run['questions']} questions{failed}")
+    settings = result["settings"]
+    lines += [f"NOT COMPARABLE, {line}" for line in settings["not_comparable"]]
+    lines += [f"differs: {line}" for line in settings["compared"]]
+    lines += [] if any(settings.values()) else ["the protocols are equal"]
+    lines.append(f"paired: {result['questions']} questions about {result['videos']} videos")
+    for side in ("a", "b"):
+        alone = result[f"only_in_{side}"]
+        if alone:
+            shown = "; ".join(", ".join(key) for key in alone[:5]) + ("; …" if len(alone) > 5 else "")
+            lines.append(f"left out: {len(alone)} questions only in {side.upper()} ({shown})")
+    return lines
+
+
+def _line(name: str, cell: dict | None) -> list[str]:
+    """A row of a table; "-" where there is nothing to compare, and no interval from a single video."""
+    if cell is None:
+        return [name, "0", *["-"] * 7]
+    alone = cell["low"] is None
+    return [
+        name,
+        str(cell["N"]),
+        f"{cell['a']:.4f}",
+        f"{cell['b']:.4f}",
+        f"{cell['mean']:+.4f}",
+        "-" if alone else f"[{cell['low']:+.4f}, {cell['high']:+.4f}]",
+        "-" if alone else f"{cell['share_above_zero']:.1%}",
+        "-" if alone else f"{cell['p']:.4f}",
+        f"{cell['better']}/{cell['same']}/{cell['worse']}",
+    ]
+
+
+def _questions(changes: list[dict], measure: str, top: int) -> list[str]:
+    """The questions that moved most, each way."""
+    if top == 0:
+        return []
+    rises = [change for change in changes if change["difference"] > 0][:top]
+    falls = [change for change in sorted(changes, key=lambda change: change["difference"]) if change["difference"] < 0]
+    parts = []
+    for title, chosen in ((f"Largest rises of {measure}", rises), (f"Largest falls of {measure}", falls[:top])):
+        if not chosen:
+            parts.append(f"{title}: none")
+            continue
+        names = [f"{change['video_id']}, {change['query_id']}" for change in chosen]
+        room = max(120 - max(map(len, names)) - 30, 20)
+        lines = [
+            f"  {change['difference']:+.4f}  {change['a']:.4f} -> {change['b']:.4f}  {name}: "
+            f"{_shorten(change['question'], room)}"
+            for name, change in zip(names, chosen)
+        ]
+        parts.append("\n".join([f"{title}:", *lines]))
+    return parts
+
+
+def _shorten(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
