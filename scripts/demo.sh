@@ -135,7 +135,7 @@ export_model stage2 "$out/mora-tiny-stage1" "$model" --loc_mode global
 step "5/6 evaluation on $test_videos unseen videos, and controls"
 # The controls take the second core while the main evaluation takes the first.
 {
-  evaluate referring referring_test.json --prompt referring --limit 60 --pictures 2
+  evaluate referring referring_test.json --prompt referring --limit 60 --pictures 20
   evaluate one_frame groundmore_test.json --force_loc_token --use_loc_refine --frame_control repeat_first \
     --limit 60 --pictures 0
   evaluate shuffled groundmore_test.json --force_loc_token --use_loc_refine --frame_control shuffle \
@@ -157,7 +157,7 @@ step "6/6 what came out"
 run python scripts/demo_summary.py "$out"
 [ "$mode" = quick ] && echo "(--quick trains far too little to learn: these numbers show only that every part works)"
 echo
-echo "Look at:  $out/eval/groundmore/pictures/index.html  and  $out/eval/referring/pictures/index.html"
+echo "Look at:  $out/eval/groundmore/report.html  and  $out/eval/referring/report.html"
 echo "Curves:   .venv/bin/tensorboard --logdir $out/runs"
 echo "Model:    $out/mora-tiny    Questions: $out/data_test/GroundMoRe/groundmore_test.json"
 printf 'Time:     %d min %02d s on %d process(es)\n' $(( (SECONDS - begin) / 60 )) $(( (SECONDS - begin) % 60 )) "$processes"
