@@ -6,7 +6,8 @@ layouts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from model.convert.published import (
 )
 from model.convert.report import LoadReport, shapes_of
 from model.convert.shapes import sam_config_of
-from model.convert.sources import fill_sam, fill_tower, read_sam, resolve_folder
+from model.convert.sources import fill_sam, fill_tower, read_sam, require_local, resolve_folder
 from model.convert.state_files import read_state_dict
 from model.mora import MoraModel
 from model.sam import SamSegmenter
@@ -49,7 +50,8 @@ def load_any(
         version: a folder, or "owner/name" on the Hugging Face hub. ``config.json`` tells the layout: ``model_type``
             "mora" is our own, "llava" the published one.
         vision_pretrained: a SAM checkpoint for the parts of SAM that the folder lacks.
-        vision_tower: a CLIP folder, if the folder has no tower and names none that can be found.
+        vision_tower: a CLIP folder, if the folder has no tower and names none that can be found. If it has one, the
+            report says that this one was not used; a path that does not exist is an error all the same.
         options: as for :func:`load_lisa`: ``device``, ``dtype``, ``attn_implementation``, ``seed``,
             ``allow_missing``, ``allow_unexpected``, and any field of :class:`model.config.MoraConfig`.
 
@@ -76,13 +78,7 @@ def load_lisa(
     folder: str | Path,
     vision_tower: str | Path | None = None,
     sam_checkpoint: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    attn_implementation: str | None = None,
-    seed: int = 0,
-    allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
-    **config_overrides: Any,
+    **options: Any,
 ) -> tuple[MoraModel, LoadReport]:
     """Open a published LISA or MoRA folder, or a LLaVA v1 base to train from.
 
@@ -94,33 +90,93 @@ def load_lisa(
         vision_tower: CLIP folder or hub name; default: what ``config.json`` says, relative to the working directory,
             to the folder or to its parent.
         sam_checkpoint: SAM file or folder.
-        device: where the model goes.
-        dtype: of the weights; default: as the word embeddings are stored.
-        attn_implementation: of the language model ("sdpa", "eager", "flash_attention_2").
-        seed: for modules that no source has (a new [LOC] head; the read-out of a LLaVA base).
-        allow_missing: patterns of tensors that may be absent; they are newly initialised.
-        allow_unexpected: patterns of tensors in the checkpoint that may be left out.
-        config_overrides: fields of :class:`model.config.MoraConfig`. Defaults here: ``visual_mode="frame"``,
-            ``loc_mode="none"``, ``template="llava_llama_2"``, ``tokenization="legacy"``.
+        options: ``device``: where the model goes (CPU). ``dtype``: of the weights; default: as the word embeddings are
+            stored. ``attn_implementation``: of the language model ("sdpa", "eager", "flash_attention_2"). ``seed``: for
+            modules that no source has (a new [LOC] head; the read-out of a LLaVA base). ``allow_missing``: patterns of
+            tensors that may be absent; they are newly initialised. ``allow_unexpected``: patterns of tensors in the
+            checkpoint that may be left out. Any other is a field of :class:`model.config.MoraConfig`; defaults here:
+            ``visual_mode="frame"``, ``loc_mode="none"``, ``template="llava_llama_2"``, ``tokenization="legacy"``.
 
     Returns:
         The model in eval mode, and what the load did.
 
     Raises:
-        CheckpointError: files missing or damaged, weights that do not fit (all named).
+        CheckpointError: files missing or damaged, a path that does not exist (even one that is not needed), weights
+            that do not fit (all named).
         ConfigError: an override that is no field, or values that contradict each other.
     """
+    return _load(_published, folder, vision_tower, sam_checkpoint, **options)
+
+
+def load_own(
+    folder: str | Path,
+    vision_tower: str | Path | None = None,
+    sam_checkpoint: str | Path | None = None,
+    **options: Any,
+) -> tuple[MoraModel, LoadReport]:
+    """Open a folder that ``MoraModel.save_pretrained`` wrote.
+
+    The arguments, results and errors are those of :func:`load_lisa`; ``config.json`` gives every default. Vision tower
+    and SAM are only looked for elsewhere if the folder was saved without them. Parts that an override adds (a [LOC]
+    head, the embedding of time) are newly initialised.
+    """
+    return _load(_own, folder, vision_tower, sam_checkpoint, **options)
+
+
+@dataclass
+class _Request:
+    """What a layout's reader is told, and where it notes what it did."""
+
+    folder: Path
+    stored: dict[str, Any]
+    vision_tower: str | Path | None
+    sam_checkpoint: str | Path | None
+    attn_implementation: str | None
+    overrides: dict[str, Any]
+    report: LoadReport
+
+
+_Reading = tuple[MoraConfig, dict[str, Tensor], list[str]]
+"""The configuration, the tensors by the model's names, and patterns of tensors that are to be new."""
+
+
+def _load(
+    read: Callable[[_Request], _Reading],
+    folder: str | Path,
+    vision_tower: str | Path | None,
+    sam_checkpoint: str | Path | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    seed: int = 0,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    **config_overrides: Any,
+) -> tuple[MoraModel, LoadReport]:
+    """Open a folder whose layout ``read`` knows; arguments and errors as for :func:`load_lisa`."""
     folder = resolve_folder(folder)
-    published = read_config(folder)
+    require_local(vision_tower, folder, "--vision-tower")
+    require_local(sam_checkpoint, None, "--vision_pretrained")
     report = LoadReport(str(folder))
+    request = _Request(
+        folder, read_config(folder), vision_tower, sam_checkpoint, attn_implementation, config_overrides, report
+    )
+    config, tensors, fresh = read(request)
+    model = assemble(config, tensors, report, device, dtype, seed, [*allow_missing, *fresh], allow_unexpected)
+    return model, report
+
+
+def _published(request: _Request) -> _Reading:
+    """Read the published layout."""
+    folder, published, report = request.folder, request.stored, request.report
     state = strip_wrappers(read_state_dict(folder))
     text_config, projector = llama_config(published, state), projector_kind(state)
     tensors, unknown, ignored = rename_published(state)
     del state
     report.unexpected.update(shapes_of(unknown))
     report.ignored.update(shapes_of(ignored))
-    fill_sam(tensors, sam_checkpoint, report)
-    tower = _tower_folder(published, vision_tower, folder)
+    fill_sam(tensors, request.sam_checkpoint, report)
+    tower = _tower_folder(published, request.vision_tower, folder)
     fill_tower(tensors, tower, report)
     sam = sam_config_of(strip_prefix(tensors, "sam."))
     fields: dict[str, Any] = {
@@ -130,57 +186,37 @@ def load_lisa(
         "vision_select_layer": published.get("mm_vision_select_layer", -2),
         "projector": projector,
         "out_dim": sam.prompt_encoder_config.hidden_size,
-        "seg_token_id": _token_id(folder, config_overrides.get("seg_token", "[SEG]"), text_config.vocab_size),
-        "loc_token_id": _token_id(folder, config_overrides.get("loc_token", "[LOC]"), text_config.vocab_size),
+        "seg_token_id": _token_id(folder, request.overrides.get("seg_token", "[SEG]"), text_config.vocab_size),
+        "loc_token_id": _token_id(folder, request.overrides.get("loc_token", "[LOC]"), text_config.vocab_size),
     }
-    config = build_config(fields, config_overrides, attn_implementation)
-    fresh = list(allow_missing)
+    config = build_config(fields, request.overrides, request.attn_implementation)
+    fresh = []
     if not any(name.startswith("loc_head.") for name in tensors):
         fresh.append("loc_head.*")
     if not published.get("train_mask_decoder") and not any(f"model.{n}".startswith(HEAD_PREFIX) for n in tensors):
         fresh.append("text_hidden_fcs.*")  # a LLaVA base never had a read-out; a LISA checkpoint must have one
-    fresh += _new_parts(MoraConfig(), config)
-    model = assemble(config, tensors, report, device, dtype, seed, fresh, allow_unexpected)
-    return model, report
+    return config, tensors, fresh + _new_parts(MoraConfig(), config)
 
 
-def load_own(
-    folder: str | Path,
-    vision_tower: str | Path | None = None,
-    sam_checkpoint: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    attn_implementation: str | None = None,
-    seed: int = 0,
-    allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
-    **config_overrides: Any,
-) -> tuple[MoraModel, LoadReport]:
-    """Open a folder that ``MoraModel.save_pretrained`` wrote.
-
-    The arguments, results and errors are those of :func:`load_lisa`; ``config.json`` gives every default. Vision tower
-    and SAM are only looked for elsewhere if the folder was saved without them. Parts that an override adds (a [LOC]
-    head, the embedding of time) are newly initialised.
-    """
-    folder = resolve_folder(folder)
-    saved = read_config(folder)
+def _own(request: _Request) -> _Reading:
+    """Read what ``save_pretrained`` wrote."""
+    folder, saved, report = request.folder, request.stored, request.report
     if saved.get("model_type") != MoraConfig.model_type:
         raise CheckpointError(f"{folder}/config.json: model_type is {saved.get('model_type')!r}, not 'mora'")
-    report = LoadReport(str(folder))
     tensors = strip_wrappers(read_state_dict(folder))
     tower = {name: tensors.pop(name) for name in list(tensors) if name.startswith("vision_tower.")}
     clip, _ = rename_clip(strip_prefix(tower, "vision_tower."))
     tensors.update({f"vision_tower.{name}": tensor for name, tensor in clip.items()})
-    if not clip and vision_tower is not None:
-        fill_tower(tensors, resolve_folder(vision_tower, beside=folder), report)
-    fill_sam(tensors, sam_checkpoint, report)
+    if request.vision_tower is not None and clip:
+        report.notes.append(f"{request.vision_tower} NOT USED: the checkpoint brings its vision tower")
+    elif request.vision_tower is not None:
+        fill_tower(tensors, resolve_folder(request.vision_tower, beside=folder), report)
+    fill_sam(tensors, request.sam_checkpoint, report)
     before = MoraConfig.from_dict(saved)
-    config = build_config(before.to_dict(), config_overrides, attn_implementation)
+    config = build_config(before.to_dict(), request.overrides, request.attn_implementation)
     if config.loc_mode != before.loc_mode:
         _change_head(before.loc_mode, config.loc_mode, tensors, report)
-    fresh = [*allow_missing, *_new_parts(before, config)]
-    model = assemble(config, tensors, report, device, dtype, seed, fresh, allow_unexpected)
-    return model, report
+    return config, tensors, _new_parts(before, config)
 
 
 def load_sam_checkpoint(model: MoraModel | SamSegmenter, path: str | Path) -> LoadReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 import torch
@@ -45,7 +46,7 @@ def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
         Names of the trained parameters, in model order.
 
     Raises:
-        ConfigError: a pattern that matches no parameter, with the names there are.
+        ConfigError: a pattern that matches no parameter, with the closest names there are.
     """
     patterns: list[str] = []
     unmatched: list[str] = []
@@ -59,7 +60,7 @@ def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
                 unmatched.append(part)
     if unmatched or not patterns:
         what = f"no parameter matches {', '.join(map(repr, unmatched))}" if unmatched else "it names nothing"
-        raise ConfigError(f"--trainable {spec!r}: {what}; there are:\n" + "\n".join(_groups(model)))
+        raise ConfigError(f"--trainable {spec!r}: {what}; {_closest(model, unmatched)}")
     chosen = set(_matching(model, patterns))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
@@ -78,12 +79,26 @@ def _matching(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     ]
 
 
-def _groups(model: nn.Module) -> list[str]:
-    """Parameter names with layer numbers replaced by ``*``, each once."""
-    names = (
-        ".".join("*" if part.isdigit() else part for part in name.split(".")) for name, _ in model.named_parameters()
+def _closest(model: nn.Module, patterns: Sequence[str], show: int = 12) -> str:
+    """How many parameter names there are (layer numbers replaced by ``*``), and those most like the patterns."""
+    names = list(
+        dict.fromkeys(
+            ".".join("*" if part.isdigit() else part for part in name.split("."))
+            for name, _ in model.named_parameters()
+        )
     )
-    return list(dict.fromkeys(f"  {name}" for name in names))
+
+    def likeness(name: str) -> float:
+        words = name.split(".")
+        parts = [".".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+        return max(
+            (SequenceMatcher(None, pattern.strip("*."), part).ratio() for pattern in patterns for part in parts),
+            default=0.0,
+        )
+
+    best = sorted(names, key=likeness, reverse=True)[:show]
+    listed = "\n".join(f"  {name}" for name in names if name in best)
+    return f"of {len(names)} names (* stands for any layer's number) the {len(best)} closest are:\n{listed}"
 
 
 def add_lora(

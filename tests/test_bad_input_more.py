@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.cli_server import clear_error, programs  # noqa: F401 - a fixture
 from tests.evaluation.conftest import write_corpus as write_clips
@@ -52,6 +53,8 @@ def evaluate(programs, tiny_base, tmp_path):  # noqa: F811
 
 
 WRONG_FLAGS = {
+    "silent adapters": (("--lora_alpha", 0), "--lora_alpha: 0 would scale every adapter to nothing", "--lora_r 0"),
+    "no tower": (("--vision-tower", "/nowhere"), "--vision-tower: /nowhere: no such folder"),
     "infinite rate": (("--lr", "inf"), "--lr: inf is no finite number"),
     "weight that is no number": (("--ce_loss_weight", "nan"), "--ce_loss_weight: nan is no finite number"),
     "shares that are no numbers": (("--sample_rates", "nan"), "--sample_rates: nan"),
@@ -99,6 +102,46 @@ def test_cards_of_another_kind(train, evaluate, tmp_path):
     assert evaluate("--predict_only").status == 0
     (tmp_path / "out" / "run.json").write_text('{"format": "mora-run-1", "fingerprint": "x"}')
     clear_error(evaluate(), "run.json: not a run file")
+
+
+def test_mistakes_of_a_corpus_are_left_out_if_asked_for(train, tmp_path):
+    """Each named, the rest counted and trained on."""
+    root = write_corpus(tmp_path / "data", videos=3)
+    listing = root / "GroundMoRe" / "trainval_v2.json"
+    content = json.loads(listing.read_text())
+    (good, first, second) = content["videos"]
+    content["videos"][first]["questions"]["0"]["q_type"] = "Magical"
+    listing.write_text(json.dumps(content))
+    shutil.rmtree(root / "GroundMoRe" / "groundmore_videos" / second)
+    flags = ("--dataset_dir", root, "--max_minutes", 1)
+    clear_error(train(*flags), f"video {first}, question 0: unknown q_type 'Magical'", f"video {second}: ")
+    done = train(*flags, "--on_problem", "skip")
+    assert done.status == 0, done.err
+    assert f"left out: video {first}, question 0: unknown q_type 'Magical'" in done.err
+    assert f"left out: video {second}: " in done.err and "; 1 records are left" in done.err
+    assert "groundmore: 1 videos, 1 questions, 100% of the samples" in done.out and good not in done.err
+
+
+def test_a_base_that_lacks_a_part(train, tiny_base, tmp_path):  # noqa: F811
+    """--allow_missing: fresh weights, and the log names them; without it the load is refused and says how."""
+    shutil.copytree(tiny_base, tmp_path / "base")
+    state = load_file(tmp_path / "base" / "model.safetensors")
+    del state["text_hidden_fcs.0.2.bias"]
+    save_file(state, tmp_path / "base" / "model.safetensors")
+    clear_error(train("--version", tmp_path / "base"), "text_hidden_fcs.0.2.bias: missing", "--allow_missing")
+    done = train("--version", tmp_path / "base", "--allow_missing", "text_hidden_fcs.*", "--vision-tower", tmp_path)
+    assert done.status == 0, done.err
+    assert "newly initialised: text_hidden_fcs.0.2" in done.out and f"{tmp_path} NOT USED" in done.out
+
+
+def test_an_export_from_what_is_no_weights(programs, tiny_base, tmp_path):  # noqa: F811
+    (tmp_path / "w.json").write_text('{"weights": "elsewhere"}')
+    done = programs(
+        "merge_lora_weights_and_save_hf_model.py", "--version", tiny_base, "--weight", tmp_path / "w.json",
+        "--save_path", tmp_path / "model",
+    )  # fmt: skip
+    clear_error(done, "w.json: a JSON file, not weights", ".safetensors")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_configuration_that_is_no_object(train, tiny_base, tmp_path):  # noqa: F811

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from datasets.corpus import ON_PROBLEM
 from datasets.mixture import KNOWN
+from model.convert.sources import is_hub_name
 from utils.errors import ConfigError, Problems
 from utils.files import unusable_folder
 
@@ -42,6 +44,7 @@ def _switch(group: argparse._ArgumentGroup, name: str, default: bool, help: str)
     group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=help)
 
 
+# fmt: off
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say which network is built; shared by training and export."""
     group = parser.add_argument_group("model")
@@ -50,7 +53,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--vision_pretrained", metavar="FILE", default=None, help="SAM weights (sam_vit_h_4b8939.pth); fill "
           "only what the base lacks, so a mask decoder that was trained is never overwritten")
     _flag(group, "--vision-tower", "--vision_tower", dest="vision_tower", metavar="PATH", default=None,
-          help="CLIP vision tower, if not the one the base names")
+          help="CLIP vision tower, if not the one the base names; a base that brings its own keeps it, and the log "
+          "says so")
+    _flag(group, "--allow_missing", action="append", default=[], metavar="PATTERN", help="tensors that the base may "
+          "lack, such as 'text_hidden_fcs.*'; they start with fresh weights, which the log names. May be repeated")
+    _flag(group, "--allow_unexpected", action="append", default=[], metavar="PATTERN", help="tensors of the base that "
+          "may be left out, such as the '*loc*' of a head in another layout. May be repeated")
     _flag(group, "--conv_type", choices=("llava_v1", "llava_llama_2", "plain"), default=None,
           help="conversation template (default: the one the base was trained with)")
     _flag(group, "--visual_mode", choices=("frame", "pooled", "video"), default=None,
@@ -87,6 +95,9 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--loc_for_referring", False, "ask for [LOC] also where a corpus has no windows (all frames inside)")
     _flag(group, "--model_max_length", type=int, default=512, help="longest conversation in tokens, the visual ones "
           "not counted (%(default)s)")
+    _flag(group, "--on_problem", choices=ON_PROBLEM, default="raise", help="mistakes found when a corpus is opened: "
+          "raise: stop and list all of them; skip: leave out the videos and questions concerned, naming each and "
+          "saying how many are left. A file that proves unreadable later stops the run either way (%(default)s)")
     _flag(group, "--workers", type=int, default=4, help="processes that read and prepare samples (%(default)s)")
 
 
@@ -136,6 +147,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--local_rank", "--local-rank", type=int, default=0, help="set by launchers")
 
 
+# fmt: on
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``train_ds.py``; ``--help`` shows the two stages and every flag by group."""
     parser = argparse.ArgumentParser(
@@ -185,9 +197,16 @@ def check_model_flags(args: argparse.Namespace, problems: Problems) -> None:
         problems.add("--seg_only", f"leaves no [LOC] head for --loc_mode {args.loc_mode}; give one of the two")
     if args.vision_pretrained is not None and not Path(args.vision_pretrained).exists():
         problems.add("--vision_pretrained", f"{args.vision_pretrained}: no such file; download sam_vit_h_4b8939.pth")
-    version = Path(args.version)
-    if not version.exists() and (version.is_absolute() or args.version.startswith(".") or args.version.count("/") != 1):
+    if not Path(args.version).exists() and not is_hub_name(args.version):
         problems.add("--version", f"{args.version}: no such folder, and not a Hugging Face id (owner/name)")
+    tower = args.vision_tower
+    beside = [Path(), Path(args.version), Path(args.version).parent]
+    if tower is not None and not is_hub_name(tower) and not any((base / tower).is_dir() for base in beside):
+        problems.add("--vision-tower", f"{tower}: no such folder, and not a Hugging Face id; leave it out to use the "
+                     "one that the base brings or names")  # fmt: skip
+    if args.lora_r != 0 and not args.lora_alpha > 0:
+        problems.add("--lora_alpha", f"{args.lora_alpha} would scale every adapter to nothing; use at least 1, or "
+                     "--lora_r 0 to train without adapters")  # fmt: skip
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -136,7 +136,8 @@ def build_parts(args: argparse.Namespace, dtype: torch.dtype, attention: str | N
         dtype=dtype,
         attn_implementation=attention,
         seed=args.seed,
-        allow_unexpected=["loc_head.*"] if args.seg_only else [],
+        allow_missing=args.allow_missing,
+        allow_unexpected=[*args.allow_unexpected, *(["loc_head.*"] if args.seg_only else [])],
         **config_overrides(args, folder),
     )
     tokenizer = open_tokenizer(model, folder)
@@ -157,7 +158,7 @@ def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:
     config = parts.model.config
     mixture = build_mixture(
         args.dataset, args.sample_rates, args.dataset_dir, args.seed, args.num_frames, args.max_questions,
-        args.frame_sampling,
+        args.frame_sampling, args.on_problem,
     )  # fmt: skip
     processor = SampleProcessor(
         parts.tokenizer,
@@ -173,6 +174,16 @@ def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:
         max_length=args.model_max_length,
     )
     return CorpusDataset(mixture, processor, args.seed)
+
+
+def describe_dataset(dataset: CorpusDataset) -> str:
+    """How much each corpus holds, for the log."""
+    mixture = dataset.source
+    return "\n".join(
+        f"{name}: {len(corpus)} videos, {sum(len(record.queries) for record in corpus)} questions, "
+        f"{rate:.0%} of the samples"
+        for name, corpus, rate in zip(mixture.names, mixture.corpora, mixture.rates)
+    )
 
 
 def loss_weights(args: argparse.Namespace) -> LossWeights:

@@ -36,7 +36,7 @@ Merge what a run trained into the base it was trained on, and save the result as
 
 FROM_THE_RUN = (
     "vision_pretrained", "vision_tower", "conv_type", "visual_mode", "answer_style", "seg_only", "loc_mode", "lora_r",
-    "lora_alpha", "lora_target_modules", "trainable", "seed",
+    "lora_alpha", "lora_target_modules", "trainable", "seed", "allow_missing", "allow_unexpected",
 )  # fmt: skip
 """Flags whose default is what the checkpoint's run.json says."""
 

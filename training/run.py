@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from datasets.collate import collate
-from training.assembly import Parts, build_dataset, build_parts, choose_attention, loss_weights
+from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset, loss_weights
 from training.checkpointing import CheckpointStore, read_run_card
 from training.engine import DTYPES, Trainer, start_engine
 from training.pictures import SamplePicture
@@ -25,7 +26,7 @@ CHANGES_THE_COURSE = (
     "outside_window", "batch_size", "grad_accumulation_steps", "epochs", "steps_per_epoch", "lr", "beta1", "beta2",
     "weight_decay", "warmup_steps", "lr_schedule", "min_lr_ratio", "grad_clip", "ce_loss_weight", "bce_loss_weight",
     "dice_loss_weight", "loc_loss_weight", "precision", "seed", "trainable", "lora_r", "lora_alpha", "lora_dropout",
-    "loc_mode", "seg_only", "visual_mode", "conv_type", "answer_style",
+    "loc_mode", "seg_only", "visual_mode", "conv_type", "answer_style", "on_problem",
 )  # fmt: skip
 """Flags that a resumed run should share with the one it continues, if it is to end where that would have ended."""
 
@@ -127,7 +128,10 @@ def train(args: argparse.Namespace) -> int:
     first_step = read_run_card(start)["step"] if start else 0  # fails before anything large is loaded
     parts = prepare_model(args, world, resuming=start is not None)
     store.write_model_files = parts.write
+    if not world.is_main:
+        logging.getLogger("datasets").setLevel(logging.ERROR)  # every process finds the same mistakes; one names them
     dataset = build_dataset(args, parts)
+    _announce(world, describe_dataset(dataset))
     engine = start_engine(parts.model, args, world)
     seed_everything(args.seed + 1 + world.rank)  # dropout differs between processes
     if start is not None:

@@ -119,9 +119,7 @@ def _initialise(model: MoraModel, module: nn.Module, fresh: Sequence[str]) -> No
     for name in fresh:
         old = module._parameters[name]
         module._parameters[name] = nn.Parameter(torch.zeros(old.shape), requires_grad=old.requires_grad)
-    kept = {
-        name: value.detach().clone() for name, value in module.named_parameters(recurse=False) if name not in fresh
-    }
+    kept = {name: value.detach().clone() for name, value in module.named_parameters(recurse=False) if name not in fresh}
     model._init_weights(module)
     with torch.no_grad():
         for name, value in kept.items():

@@ -119,7 +119,7 @@ def clip_config(folder: Path) -> CLIPVisionConfig:
 
 
 def projector_kind(state: Mapping[str, Tensor]) -> str:
-    """"linear" (LLaVA v1) or "mlp" (two layers, LLaVA 1.5), from the names.
+    """ "linear" (LLaVA v1) or "mlp" (two layers, LLaVA 1.5), from the names.
 
     Raises:
         CheckpointError: no projector, or one of another form.

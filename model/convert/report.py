@@ -65,7 +65,19 @@ class LoadReport:
         problems.raise_if_any(
             CheckpointError,
             f"{self.source}: weights and model do not fit; use the right checkpoint or configuration, or allow the "
-            "names by pattern",
+            f"names by pattern (--allow_missing, --allow_unexpected){self._about_heads(allow_unexpected)}",
+        )
+
+    def _about_heads(self, allow_unexpected: Sequence[str]) -> str:
+        """What to do about localization or temporal heads that have no place in the model; else nothing."""
+        heads = [name for name in self.localization_keys if not matches(name, allow_unexpected)]
+        if not heads:
+            return ""
+        groups = dict.fromkeys(_up_to_head(name) + "*" for name in heads)
+        flags = " ".join(f"--allow_unexpected '{group}'" for group in groups)
+        return (
+            f". {len(heads)} of these tensors are a localization or temporal head in a layout that is not known here "
+            f"and cannot be used. To load everything else, add {flags} --seg_only: masks work, times are not predicted"
         )
 
     def __str__(self) -> str:
@@ -89,6 +101,13 @@ def looks_temporal(name: str) -> bool:
     """Whether a tensor's name suggests a localization or temporal head (``loc``, ``temporal`` as words)."""
     words = name.lower().replace(".", "_").split("_")
     return any(word.startswith("temporal") or word in ("loc", "localization", "localisation") for word in words)
+
+
+def _up_to_head(name: str) -> str:
+    """A name as far as the module that makes it look temporal: ``model.loc_head.0.weight`` to ``model.loc_head``."""
+    parts = name.split(".")
+    last = next(index for index, part in enumerate(parts) if looks_temporal(part))
+    return ".".join(parts[: last + 1])
 
 
 def _guess(name: str) -> str:

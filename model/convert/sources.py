@@ -33,7 +33,7 @@ def resolve_folder(name: str | Path, beside: Path | None = None) -> Path:
         if (base / name).is_dir():
             return base / name
     where = " or ".join(str(base.resolve()) for base in bases)
-    if not _HUB_NAME.match(str(name)):
+    if not is_hub_name(name):
         raise CheckpointError(f"{name}: no such folder (looked in {where}); check the path")
     try:
         folder = Path(snapshot_download(str(name), allow_patterns=["*.json", "*.model", "*.safetensors"]))
@@ -46,6 +46,29 @@ def resolve_folder(name: str | Path, beside: Path | None = None) -> Path:
             "download it and pass its path"
         ) from None
     return folder
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a name that is no folder here may be one on the hub ("owner/name")."""
+    return bool(_HUB_NAME.match(str(name))) and not str(name).startswith(".")
+
+
+def require_local(name: str | Path | None, beside: Path | None, flag: str) -> None:
+    """Refuse a path that leads nowhere, before it is known whether it will be needed.
+
+    Args:
+        name: file, folder or hub name; None and hub names pass.
+        beside: a checkpoint folder; a relative ``name`` may also be within it or next to it.
+        flag: the command line's name for it, for the message.
+
+    Raises:
+        CheckpointError: there is nothing under that name.
+    """
+    if name is None or is_hub_name(name):
+        return
+    bases = [Path()] if beside is None else [Path(), beside, beside.parent]
+    if not any((base / name).exists() for base in bases):
+        raise CheckpointError(f"{flag} {name}: no such file or folder; correct the path or leave it out")
 
 
 def read_sam(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -84,7 +107,7 @@ def fill_sam(tensors: dict[str, Tensor], sam_checkpoint: str | Path | None, repo
     }
     if not lacking:
         if sam_checkpoint is not None:
-            report.notes.append(f"{sam_checkpoint} not used: the checkpoint brings all of SAM, trained")
+            report.notes.append(f"{sam_checkpoint} NOT USED: the checkpoint brings all of SAM, trained")
         return
     if sam_checkpoint is None:
         raise CheckpointError(
@@ -107,7 +130,7 @@ def fill_tower(tensors: dict[str, Tensor], folder: Path, report: LoadReport) -> 
         CheckpointError: the folder's weights cannot be read.
     """
     if any(name.startswith("vision_tower.") for name in tensors):
-        report.notes.append("vision tower from the checkpoint itself")
+        report.notes.append(f"vision tower from the checkpoint itself; the weights in {folder} are NOT USED")
         return
     tower, ignored = rename_clip(read_state_dict(folder))
     tensors.update({f"vision_tower.{name}": tensor for name, tensor in tower.items()})

@@ -6,6 +6,7 @@ Formats: safetensors; PyTorch archives opened with ``weights_only=True``; either
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return load_file(path, device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{_broken(path, size)} ({error})") from None
+    if what := _kind_of_text(path):
+        raise CheckpointError(
+            f"{path}: {what}, not weights; name a .safetensors, .bin, .pt or .pth file, an *.index.json of shards, or "
+            "the folder that holds them"
+        )
     try:
         content = _load_archive(path)
     except Exception as error:  # damaged bytes fail in a dozen ways: bad zip, bad pickle, bad text, missing key ...
@@ -149,6 +155,19 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             ) from None
         raise CheckpointError(f"{_broken(path, size)} ({reason})") from None
     return _unwrap(content, path)
+
+
+def _kind_of_text(path: Path) -> str | None:
+    """What a text file is taken for; None if the file does not start as text."""
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head).strip()  # a character cut in two is no mistake
+    except UnicodeDecodeError:
+        return None
+    if not text or not all(character.isprintable() or character.isspace() for character in text):
+        return None
+    return "a JSON file" if text[0] in "{[" else "a text file"
 
 
 def _load_archive(path: Path) -> Any:

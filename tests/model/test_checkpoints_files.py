@@ -137,6 +137,18 @@ def test_what_is_no_weights(tmp_path, tensors):
             read_state_dict(tmp_path / name)
 
 
+def test_text_is_called_text(tmp_path):
+    texts = {
+        "run.json": ('{"weight": [1, 2]}', "a JSON file, not weights"),
+        "list.pt": ("\ufeff[1, 2]\n", "a JSON file, not weights"),
+        "notes.txt": ("Gewichte für später", "a text file, not weights"),
+    }
+    for name, (text, message) in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=f"{name}: {message}; name a .safetensors"):
+            read_state_dict(tmp_path / name)
+
+
 def test_deepspeed_folders(tmp_path):
     (tmp_path / "global_step5").mkdir()
     (tmp_path / "global_step5" / "mp_rank_00_model_states.pt").write_bytes(b"x")
@@ -199,6 +211,24 @@ def test_own_folder_and_its_localization_head(saved, tmp_path):
     assert report.initialised == ["loc_head.mlp.0", "loc_head.mlp.2"]
     assert fresh.loc_head.mlp[0].weight.std() > 0
     assert torch.equal(fresh.text_hidden_fcs[0][0].weight, model.text_hidden_fcs[0][0].weight)
+
+
+def test_a_tower_or_sam_that_is_not_there_or_not_used(saved, tmp_path):
+    """The folder brings both, so neither path is needed; a wrong one is refused all the same, a right one named."""
+    _, folder = saved
+    with pytest.raises(CheckpointError, match="--vision-tower /nowhere/clip: no such file or folder"):
+        load_any(folder, vision_tower="/nowhere/clip")
+    with pytest.raises(CheckpointError, match="--vision_pretrained sam.pth: no such file or folder"):
+        load_any(folder, "sam.pth")
+    for name in ("clip", "sam.pth"):
+        (tmp_path / name).mkdir()
+    _, report = load_any(folder, tmp_path / "sam.pth", tmp_path / "clip")
+    assert [note for note in report.notes if "NOT USED" in note] == [
+        f"{tmp_path / 'clip'} NOT USED: the checkpoint brings its vision tower",
+        f"{tmp_path / 'sam.pth'} NOT USED: the checkpoint brings all of SAM, trained",
+    ]
+    _, report = load_any(folder, vision_tower="openai/clip-vit-large-patch14")  # not fetched
+    assert "openai/clip-vit-large-patch14 NOT USED" in str(report)
 
 
 def test_own_folder_must_be_complete(saved, tmp_path):

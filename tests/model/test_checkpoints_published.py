@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -261,7 +262,7 @@ def test_trained_decoder_is_never_replaced(published, tmp_path):
     model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth")
     name = "mask_decoder.mask_tokens.weight"
     assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
-    assert any("not used" in note for note in report.notes)
+    assert any("NOT USED" in note for note in report.notes)
     edit(published, drop="model.visual_model.image_encoder")
     model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth")
     assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
@@ -303,9 +304,26 @@ def test_unknown_heads_are_named_with_shapes(published):
     message = str(error.value)
     assert "model.loc_head.0.weight: [3, 48]" in message and "localization or temporal head" in message
     assert "unmerged LoRA" in message
+    flags = "--allow_unexpected 'model.loc_head*' --allow_unexpected 'model.seg_token_temporal_module*' --seg_only"
+    assert "2 of these tensors are a localization or temporal head in a layout that is not known here" in message
+    assert f"To load everything else, add {flags}: masks work, times are not predicted" in message
+    with pytest.raises(CheckpointError) as error:
+        load_lisa(published, allow_unexpected=["model.loc_head*", "model.seg_token_temporal_module*"])
+    assert "unmerged LoRA" in str(error.value) and "--seg_only" not in str(error.value)
     _, report = load_lisa(published, allow_unexpected=["*loc_head*", "*temporal*", "*lora_*"])
     assert report.localization_keys == ["model.loc_head.0.weight", "model.seg_token_temporal_module.layers.0.bias"]
     assert "LOOKS LIKE A LOCALIZATION HEAD" in str(report)
+
+
+def test_the_flags_that_the_message_gives_are_enough(published):
+    """What a person does next after meeting a head of another layout."""
+    edit(published, add={"model.loc_head.temporal.0.weight": torch.zeros(3, 48), "loc_proj.weight": torch.zeros(2)})
+    with pytest.raises(CheckpointError) as error:
+        load_any(published)
+    patterns = re.findall("--allow_unexpected '([^']*)'", str(error.value))
+    model, report = load_any(published, allow_unexpected=patterns, loc_mode="none")
+    assert sorted(report.unexpected) == ["loc_proj.weight", "model.loc_head.temporal.0.weight"]
+    assert not hasattr(model, "loc_head")
 
 
 def test_wrong_shapes_are_all_named(published):

@@ -63,9 +63,25 @@ def test_all_but_the_constant(worlds):
 
 @pytest.mark.parametrize("spec", ["projektor.*", "default||nothing*", "", "||"])
 def test_patterns_that_match_nothing(worlds, spec):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="of [0-9]+ names .* the 12 closest are"):
         set_trainable(worlds.model(), spec)
-    assert "language_model.model.layers.*.self_attn.q_proj.weight" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "typo, meant",
+    [
+        ("projektor.*", "projector.layers.*.weight"),
+        ("*.q_prj.weight", "language_model.model.layers.*.self_attn.q_proj.weight"),
+        ("sam.mask_decode.*", "sam.mask_decoder.mask_tokens.weight"),
+        ("text_hidden_fc.*", "text_hidden_fcs.*.*.bias"),
+    ],
+)
+def test_the_closest_names_are_shown(worlds, typo, meant):
+    with pytest.raises(ConfigError) as caught:
+        set_trainable(worlds.model(), f"default||{typo}")
+    headline, *names = str(caught.value).splitlines()
+    assert f"no parameter matches {typo!r}" in headline and "'default'" not in headline
+    assert f"  {meant}" in names and len(names) == 12
 
 
 def test_lora_is_on_the_language_model_only_and_silent_at_first(worlds):

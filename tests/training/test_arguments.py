@@ -62,11 +62,29 @@ def test_every_mistake_is_named_at_once(tmp_path):
         (("--sample_rates", "0,0"), "--sample_rates"),
         (("--warmup_steps", "11", "--epochs", "2", "--steps_per_epoch", "5"), "--warmup_steps: 11 is more than all 10"),
         (("--batch_size", "0"), "--batch_size: 0 is too small"),
+        (("--lora_alpha", "0"), "--lora_alpha: 0 would scale every adapter to nothing"),
+        (("--lora_alpha", "-16"), "--lora_alpha: -16"),
+        (("--vision-tower", "/nowhere"), "--vision-tower: /nowhere: no such folder"),
+        (("--vision-tower", "./clip"), "--vision-tower: ./clip: no such folder"),
     ],
 )
 def test_single_mistakes(tmp_path, extra, expected):
     with pytest.raises(ConfigError, match=expected):
         parse_arguments(arguments(tmp_path, *extra))
+
+
+def test_what_looks_like_those_mistakes_and_is_none(tmp_path):
+    args = parse_arguments(arguments(tmp_path, "--lora_r", "0", "--lora_alpha", "0"))
+    assert (args.lora_r, args.lora_alpha) == (0, 0)
+    (tmp_path / "clip").mkdir()
+    assert parse_arguments(arguments(tmp_path, "--vision-tower", "clip")).vision_tower == "clip"  # beside the base
+
+
+def test_patterns_may_be_repeated(tmp_path):
+    patterns = ("--allow_missing", "a.*", "--allow_missing", "b.*", "--allow_unexpected", "*loc*")
+    args = parse_arguments(arguments(tmp_path, *patterns))
+    assert (args.allow_missing, args.allow_unexpected) == (["a.*", "b.*"], ["*loc*"])
+    assert parse_arguments(arguments(tmp_path)).allow_missing == []
 
 
 def test_a_gpu_run_without_a_gpu_is_refused(tmp_path, monkeypatch):
