@@ -1,0 +1,186 @@
+"""What an evaluation benchmark runs on: synthetic clips in GroundMoRe's layout, and networks with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
+from datasets.groundmore import GroundMoRe
+from datasets.motion_world.corpora import CorpusPlan, write_corpora
+from datasets.motion_world.settings import WorldSettings
+from datasets.sample import Query, VideoRecord
+from datasets.tokenization import MoraTokenizer, load_tokenizer
+from evaluation.protocol import Protocol
+from model import presets
+from model.config import MoraConfig
+from model.convert.assemble import empty_model
+from model.mora import MoraModel
+from utils.errors import ConfigError
+
+TOKENIZER = Path(__file__).resolve().parent.parent / "assets" / "tiny_tokenizer"
+
+FULL_TEST = {"videos": 382, "questions": 2005, "frames": 20}
+"""GroundMoRe's test set, evaluated on 20 frames per clip."""
+
+CLIP_SIZES = {"tiny": (64, 64), "lisa_7b": (720, 1280)}
+"""(height, width) of the clips that a preset is measured on by default."""
+
+
+@dataclass
+class Bench:
+    """What is measured.
+
+    Attributes:
+        model: on its device, in eval mode.
+        tokenizer: the model's.
+        protocol: how it is evaluated.
+        videos: clips with their questions.
+        output_dir: where records go.
+        workers: processes that score.
+        decode_workers: threads that prepare frames.
+    """
+
+    model: MoraModel
+    tokenizer: MoraTokenizer
+    protocol: Protocol
+    videos: list[VideoRecord]
+    output_dir: Path
+    workers: int
+    decode_workers: int
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def questions(self) -> int:
+        """Of all clips."""
+        return sum(len(video.queries) for video in self.videos)
+
+    def frames_of(self, video: VideoRecord) -> np.ndarray:
+        """Distinct listed frames of a clip."""
+        return np.unique(self.protocol.sample(len(video.frame_paths)))
+
+    def prompt(self, query: Query) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A question's ids, and the answer to force, if any."""
+        config = self.model.config
+        message = groundmore_question(query.text)
+        if self.protocol.answer_mode == "generate":
+            return encode_prompt(message, config.template, self.tokenizer), None
+        text = forced_answer(config.loc_mode != "none", config.answer_style)
+        return encode_forced_answer(message, text, config.template, self.tokenizer)
+
+    @property
+    def rows(self) -> Callable[[int], tuple[int, int]]:
+        """Function from a clip's frames to (its LLM rows, visual tokens in each)."""
+        each = self.model.config.tokens_per_frame
+        modes = {"frame": lambda t: (t, each), "pooled": lambda t: (1, each + t), "video": lambda t: (1, each * t)}
+        return modes[self.model.config.visual_mode]
+
+
+def write_clips(
+    work_dir: Path, videos: int, questions: int, height: int, width: int, seed: int = 3
+) -> list[VideoRecord]:
+    """Clips of the motion world with ``questions`` questions each; what is there already is used again.
+
+    Args:
+        work_dir: gets a folder per size and number, so that other settings do not meet.
+        videos: how many.
+        questions: of each; at most 9.
+        height, width: of the frames, pixels.
+        seed: of the world.
+
+    Raises:
+        ConfigError: more questions than the world can ask about a clip.
+    """
+    if not 1 <= questions <= 9:
+        raise ConfigError(f"--questions_per_video {questions}: the motion world asks 1 to 9 questions about a clip")
+    settings = WorldSettings.hard(
+        height=height, width=width, num_frames=30, min_questions=questions, max_questions=max(questions, 8)
+    )
+    folder = work_dir / f"clips_{width}x{height}_{videos}x{questions}_seed{seed}"
+    plan = CorpusPlan("groundmore", "test", seed, videos, settings)
+    write_corpora(folder, [plan], workers=min(8, os.cpu_count() or 1))
+    root = folder / "GroundMoRe"
+    corpus = GroundMoRe(root / "groundmore_test.json", root / "groundmore_videos")
+    return [dataclasses.replace(record, queries=record.queries[:questions]) for record in corpus]
+
+
+def make_config(preset: str, tokenizer: MoraTokenizer, **overrides: object) -> MoraConfig:
+    """A preset whose vocabulary and token ids are those of a tokenizer.
+
+    Args:
+        preset: "tiny" or "lisa_7b".
+        tokenizer: must know [SEG] and [LOC].
+        overrides: fields of the configuration. "frame" rows take the tiny preset's features across frames away, so
+            that a row is the same whether its frame comes alone or among others.
+    """
+    fields = {
+        "seg_token_id": tokenizer.id_of("[SEG]"),
+        "loc_token_id": tokenizer.id_of("[LOC]"),
+        "tokenization": tokenizer.rule,
+        "template": "llava_llama_2",
+        **overrides,
+    }
+    if preset == "tiny":
+        alone = {"projector_motion": False, "frame_time_embedding": False}
+        return presets.tiny(vocab_size=len(tokenizer), **(alone if fields["visual_mode"] == "frame" else {}), **fields)
+    config = presets.lisa_7b(**fields)
+    config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
+    return config
+
+
+def open_tokenizer(folder: Path | None) -> MoraTokenizer:
+    """The tokenizer of a published folder with [LOC] added, or the tiny one that ships with the project."""
+    tokenizer = load_tokenizer(folder or TOKENIZER)
+    tokenizer.add_tokens(["[SEG]", "[LOC]"])
+    return tokenizer
+
+
+def random_model(config: MoraConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> MoraModel:
+    """A network with random weights, made on its device in its precision: 7 billion take 16 GB there, none elsewhere.
+
+    Matrices are normal with deviation 0.02 (a position matrix of SAM 1), norms are one, biases zero. Narrow networks
+    ("xavier") come from :func:`model.presets.build`, on the CPU.
+
+    Args:
+        config: its shape.
+        device: where it is made.
+        dtype: of the weights; constant buffers keep theirs.
+        seed: of the weights.
+    """
+    if config.initialization == "xavier":
+        model = presets.build(config, seed=seed)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)  # not model.to(dtype), which would round rotary frequencies
+        return model.to(device)
+    model = empty_model(config)
+    generator = torch.Generator(device).manual_seed(seed)
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            value = torch.empty(parameter.shape, dtype=dtype, device=device)
+            _fill(value, f"{path}.{name}", generator)
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return model.to(device).eval()
+
+
+def _fill(value: Tensor, name: str, generator: torch.Generator) -> None:
+    """Give one parameter its random or constant values."""
+    if value.dim() > 1:
+        value.normal_(std=1.0 if name.endswith("positional_embedding") else 0.02, generator=generator)
+    elif name.endswith("weight"):
+        value.fill_(1.0)
+    elif re.search(r"(bias|embed\w*)$", name):
+        value.zero_()
+    else:
+        value.normal_(std=0.02, generator=generator)
