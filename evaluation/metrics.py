@@ -9,26 +9,47 @@ float64:
   the other map has a boundary pixel within the Euclidean disk of radius ceil(0.008 * image diagonal). F is the
   harmonic mean of the matched shares. If neither mask has a boundary F is 1, if exactly one has none F is 0. A mask
   that fills the image has no boundary, so against an empty one it scores J = 0 and F = 1.
+* Void pixels count as background of both masks, also where boundaries are drawn.
+
+Pixels are counted in integers on packed bits, by code that numba compiles or, without it, by NumPy; the formulas above
+the counts are the same lines. The environment variable ``MORA_METRICS`` chooses: ``auto`` (default: numba if it can be
+imported), ``numba`` or ``numpy``. One call uses one thread and, with numba, lets others run beside it.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
-import cv2
 import numpy as np
 
-BOUNDARY_TOLERANCE = 0.008
-"""Radius of the matching disk as a share of the image diagonal."""
+from evaluation import metrics_layout as layout
+from evaluation.metrics_layout import boundary_radius
+from evaluation.metrics_rle import read_runs
+
+__all__ = [
+    "boundary_radius",
+    "contour_accuracy",
+    "region_similarity",
+    "score_clip",
+    "score_clip_rle",
+    "temporal_iou",
+]
+
+BACKEND_VARIABLE = "MORA_METRICS"
 
 
-def region_similarity(gt: np.ndarray, pred: np.ndarray) -> np.ndarray:
+def region_similarity(gt: np.ndarray, pred: np.ndarray, void: np.ndarray | None = None) -> np.ndarray:
     """J of every frame.
 
     Args:
         gt: bool [T, H, W] or [H, W]; ground truth.
         pred: bool, same shape; prediction.
+        void: bool, same shape, or [H, W] for all frames; pixels that do not count.
 
     Returns:
         float64 [T] in [0, 1] ([1] for a single mask).
@@ -37,36 +58,47 @@ def region_similarity(gt: np.ndarray, pred: np.ndarray) -> np.ndarray:
         ValueError: shapes differ, have another rank, or a frame without pixels.
         TypeError: a mask is not boolean.
     """
-    gt, pred = _as_clips(gt, pred)
-    return np.array([_frame_j(*pair) for pair in zip(gt, pred)], dtype=np.float64)
+    return _j(_count_dense(gt, pred, void, contours=False))
 
 
-def contour_accuracy(gt: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """F of every frame.
-
-    Args:
-        gt: bool [T, H, W] or [H, W]; ground truth.
-        pred: bool, same shape; prediction.
-
-    Returns:
-        float64 [T] in [0, 1] ([1] for a single mask).
-
-    Raises:
-        ValueError: shapes differ, have another rank, or a frame without pixels.
-        TypeError: a mask is not boolean.
-    """
-    gt, pred = _as_clips(gt, pred)
-    radius = boundary_radius(*gt.shape[1:])
-    return np.array([_frame_f(*pair, radius) for pair in zip(gt, pred)], dtype=np.float64)
+def contour_accuracy(gt: np.ndarray, pred: np.ndarray, void: np.ndarray | None = None) -> np.ndarray:
+    """F of every frame; arguments, result and errors as for :func:`region_similarity`."""
+    return _f(_count_dense(gt, pred, void, contours=True))
 
 
-def score_clip(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """J and F of every frame, see :func:`region_similarity` and :func:`contour_accuracy`.
+def score_clip(gt: np.ndarray, pred: np.ndarray, void: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """J and F of every frame in one pass; arguments and errors as for :func:`region_similarity`.
 
     Returns:
         (J, F): float64 [T] each.
     """
-    return region_similarity(gt, pred), contour_accuracy(gt, pred)
+    counts = _count_dense(gt, pred, void, contours=True)
+    return _j(counts), _f(counts)
+
+
+def score_clip_rle(
+    gt: Sequence[Mapping[str, Any] | None], pred: Sequence[Mapping[str, Any] | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """J and F of every frame from COCO run lengths, without decoding them to pixels.
+
+    Takes time by the run: fast for objects, slower than decoding for noise with a run per pixel.
+
+    Args:
+        gt: T masks ``{"size": [H, W], "counts": ...}``, all of one size; counts compressed (bytes or str) or a list of
+            run lengths, column by column, background first. None is an empty mask.
+        pred: T masks likewise.
+
+    Returns:
+        (J, F): float64 [T] each; what :func:`score_clip` gives for the decoded masks.
+
+    Raises:
+        ValueError: the numbers of masks or their sizes differ, or counts are malformed or do not fill the image.
+    """
+    kernels = _chosen_kernels()
+    (height, width), runs, starts, used = read_runs(gt, pred, kernels.parse_strings)
+    disk = layout.bars(boundary_radius(height, width))
+    counts = kernels.count_runs(runs, starts, used, height, width, disk, True)
+    return _j(counts), _f(counts)
 
 
 def temporal_iou(pred_frames: np.ndarray, gt_frames: np.ndarray) -> float:
@@ -87,72 +119,64 @@ def temporal_iou(pred_frames: np.ndarray, gt_frames: np.ndarray) -> float:
     return float((pred_frames & gt_frames).sum() / union) if union else 1.0
 
 
-def boundary_radius(height: int, width: int) -> int:
-    """Radius in pixels of the disk within which boundary pixels match: ceil(0.008 * sqrt(H^2 + W^2))."""
-    return math.ceil(BOUNDARY_TOLERANCE * math.sqrt(height * height + width * width))
+def _chosen_kernels() -> ModuleType:
+    return _kernels(os.environ.get(BACKEND_VARIABLE) or "auto")
 
 
-def _as_clips(gt: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks as bool [T, H, W], checked."""
+@functools.lru_cache(maxsize=4)
+def _kernels(backend: str) -> ModuleType:
+    """The module that counts: ``count_dense``, ``count_runs`` and ``parse_strings``."""
+    if backend not in ("auto", "numba", "numpy"):
+        raise ValueError(f"{BACKEND_VARIABLE}={backend}: choose auto, numba or numpy")
+    if backend != "numpy":
+        try:
+            return importlib.import_module("evaluation.metrics_compiled").load_kernels()
+        except (ImportError, OSError) as error:
+            if backend == "numba":
+                raise ImportError(
+                    f"{BACKEND_VARIABLE}=numba, but numba cannot be used ({error}); pip install numba, or unset it"
+                ) from error
+    return importlib.import_module("evaluation.metrics_numpy")
+
+
+def _count_dense(gt: np.ndarray, pred: np.ndarray, void: np.ndarray | None, contours: bool) -> np.ndarray:
+    """int64 [T, 6]: counts of every frame, see :mod:`evaluation.metrics_layout`."""
     gt, pred = np.asarray(gt), np.asarray(pred)
     if gt.dtype != bool or pred.dtype != bool:
         raise TypeError(f"masks must be boolean, got {gt.dtype} and {pred.dtype}; threshold or compare them first")
     if gt.shape != pred.shape or gt.ndim not in (2, 3):
         raise ValueError(f"two masks of one shape [T, H, W] or [H, W] are needed, got {gt.shape} and {pred.shape}")
-    if 0 in gt.shape[-2:]:
+    height, width = gt.shape[-2:]
+    if height == 0 or width == 0:
         raise ValueError(f"a frame needs at least one pixel, got {gt.shape}")
-    return (gt[None], pred[None]) if gt.ndim == 2 else (gt, pred)
+    if void is None:
+        void = np.zeros((0, height, width), dtype=bool)
+    else:
+        void = np.asarray(void)
+        if void.dtype != bool:
+            raise TypeError(f"void must be boolean, got {void.dtype}")
+        if void.shape not in (gt.shape, gt.shape[-2:]):
+            raise ValueError(f"void must have the shape of the masks or of one frame, got {void.shape} and {gt.shape}")
+    kernels = _chosen_kernels()
+    planes = [np.ascontiguousarray(side).view(np.uint8).reshape(-1, height * width) for side in (gt, pred, void)]
+    return kernels.count_dense(*planes, width, layout.bars(boundary_radius(height, width)), contours)
 
 
-def _frame_j(gt: np.ndarray, pred: np.ndarray) -> float:
-    union = np.count_nonzero(gt | pred)
-    return np.count_nonzero(gt & pred) / union if union else 1.0
+def _j(counts: np.ndarray) -> np.ndarray:
+    """J of every frame, float64 [T], from its counts."""
+    j = np.ones(len(counts), dtype=np.float64)
+    union = counts[:, layout.UNION]
+    return np.divide(counts[:, layout.INTERSECTION], union, out=j, where=union > 0)
 
 
-def _frame_f(gt: np.ndarray, pred: np.ndarray, radius: int) -> float:
-    box = _box_with_margin(gt | pred)
-    if box is None:
-        return 1.0
-    gt_boundary, pred_boundary = _boundary(gt[box]), _boundary(pred[box])
-    n_gt, n_pred = np.count_nonzero(gt_boundary), np.count_nonzero(pred_boundary)
-    if n_gt == 0 and n_pred == 0:
-        return 1.0
-    if n_gt == 0 or n_pred == 0:
-        return 0.0
-    disk = _disk(radius)
-    precision = np.count_nonzero(pred_boundary & cv2.dilate(gt_boundary, disk)) / n_pred
-    recall = np.count_nonzero(gt_boundary & cv2.dilate(pred_boundary, disk)) / n_gt
-    # The official order of operations: another one rounds differently in the last bit.
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def _box_with_margin(mask: np.ndarray) -> tuple[slice, slice] | None:
-    """The mask's bounding box grown by one pixel; None for an empty mask.
-
-    Boundary pixels lie inside the grown box, and its last row and column are either the image's own or empty, so the
-    boundary rule gives inside the crop what it gives in the image.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return None
-    return (
-        slice(max(rows[0] - 1, 0), min(rows[-1] + 2, mask.shape[0])),
-        slice(max(columns[0] - 1, 0), min(columns[-1] + 2, mask.shape[1])),
-    )
-
-
-def _boundary(mask: np.ndarray) -> np.ndarray:
-    """uint8 {0, 1} boundary map of a bool [H, W] mask."""
-    boundary = np.zeros(mask.shape, dtype=bool)
-    centre = mask[:-1, :-1]
-    boundary[:-1, :-1] = (centre ^ mask[:-1, 1:]) | (centre ^ mask[1:, :-1]) | (centre ^ mask[1:, 1:])
-    boundary[:-1, -1] = mask[:-1, -1] ^ mask[1:, -1]
-    boundary[-1, :-1] = mask[-1, :-1] ^ mask[-1, 1:]
-    return boundary.view(np.uint8)
-
-
-@functools.lru_cache(maxsize=16)
-def _disk(radius: int) -> np.ndarray:
-    """uint8 [2r+1, 2r+1]: 1 where dx^2 + dy^2 <= r^2. OpenCV's own ellipse is another shape."""
-    offsets = np.arange(-radius, radius + 1)
-    return (offsets[:, None] ** 2 + offsets[None, :] ** 2 <= radius * radius).astype(np.uint8)
+def _f(counts: np.ndarray) -> np.ndarray:
+    """F of every frame, float64 [T], from its counts, in the official order of operations: another one rounds
+    differently in the last bit."""
+    n_gt, n_pred = counts[:, layout.GT_BOUNDARY], counts[:, layout.PRED_BOUNDARY]
+    both = (n_gt > 0) & (n_pred > 0)
+    precision, recall, f = np.zeros((3, len(counts)), dtype=np.float64)
+    np.divide(counts[:, layout.PRED_MATCHED], n_pred, out=precision, where=both)
+    np.divide(counts[:, layout.GT_MATCHED], n_gt, out=recall, where=both)
+    np.divide(2 * precision * recall, precision + recall, out=f, where=precision + recall > 0)
+    f[(n_gt == 0) & (n_pred == 0)] = 1.0
+    return f
