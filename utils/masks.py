@@ -64,7 +64,7 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
         if _fills(runs, height * width):
             counts = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
     elif isinstance(counts, (str, bytes)):
-        counts = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+        counts = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
         runs = _parse_counts(counts)
     else:
         raise DataError(f"run-length 'counts' must be a string or a list, not {type(counts).__name__}")

@@ -70,6 +70,12 @@ def test_truncated_rle_is_refused_at_every_length():
         decode_rle({"size": [20, 21], "counts": rle["counts"]})
 
 
+def test_a_foreign_letter_is_not_taken_for_a_run():
+    assert not decode_rle({"size": [3, 5], "counts": "?"}).any()  # one run of 15
+    with pytest.raises(DataError):
+        decode_rle({"size": [3, 5], "counts": "é"})
+
+
 @pytest.mark.parametrize("rle", [{}, {"size": [3]}, {"size": [0, 4]}, {"size": "ab"}, [], None])
 def test_rle_without_size_is_refused(rle):
     with pytest.raises(DataError, match="size"):
