@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from evaluation.arguments import parse_arguments
 from utils.errors import MoraError
 
 
@@ -17,15 +16,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if some questions failed; 2 if nothing could be done.
+        Exit code: 0; 1 if some questions failed; 2 if the run could not go on; 130 or 143 if it was ended.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        args = parse_arguments(argv)
         # Not at the top: the scoring processes import this file again, and they need no model.
+        from evaluation.arguments import parse_arguments
+
+        args = parse_arguments(argv)
         from evaluation.run import evaluate
 
         return evaluate(args)
+    except KeyboardInterrupt as ending:
+        print("ended; what is recorded is whole, and the same command goes on with the rest", file=sys.stderr)
+        return getattr(ending, "exit_code", 130)
     except (MoraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

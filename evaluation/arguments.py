@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,9 @@ import torch
 
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import read_run
+from evaluation.report_page import LIMIT as PICTURES
+from evaluation.shards import find_shard
+from utils.distributed import cores_per_process
 from utils.errors import ConfigError, Problems
 from utils.files import unusable_folder
 
@@ -25,12 +27,28 @@ A released or exported model on the test set, 20 frames per clip, masks refined 
     --output_dir outputs/mora --result_file results/mora-f20.txt --num_frames 20 \\
     --force_seg_token --force_loc_token --use_loc_refine --loc_threshold 0.5
 
-A run that was killed goes on where it stopped when started again. Other thresholds need no new prediction:
+A run that was killed goes on where it stopped when started again, with any number of processes. Every question has
+its record in OUTPUT_DIR/records, every video its scores in OUTPUT_DIR/scores; nothing is predicted or scored twice.
+Questions or videos added to the annotation file are predicted, the others are kept.
+
+Several GPUs, on one machine or many; whole videos are divided, and whoever ends last writes the result:
+  torchrun --nproc_per_node 8 evaluate_groundmore.py ...        (also deepspeed, accelerate launch, srun)
+  sbatch --array=0-15 job.sh                                    (each task of a Slurm array is a shard)
+  python evaluate_groundmore.py ... --num_shards 4 --shard_id 2 (by hand; wins over the other two)
+
+A quick look, at two clips or at one question:
+  python evaluate_groundmore.py ... --limit 2
+  python evaluate_groundmore.py ... --video cups_0000_0010 --question 3
+
+Other thresholds need no new prediction:
   python evaluate_groundmore.py --score_only --output_dir outputs/mora --video_root ... --meta_file ... \\
     --use_loc_refine --loc_threshold 0.3
 
 Every choice that changes a number is explained in docs/evaluation.md, printed with the result and stored in
-OUTPUT_DIR/summary.json. Exit code: 0; 1 if some questions failed (each counts as 0); 2 if nothing could be done.
+OUTPUT_DIR/summary.json.
+
+Exit code: 0; 1 if some questions failed (each counts as 0, and is tried again by the next run); 2 if the run could not
+go on; 130 or 143 if it was ended by Ctrl-C or SIGTERM.
 """
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,9 +80,11 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--video_root", default="groundmore_videos", metavar="DIR",
                        help="one folder per clip with images/ and masks/ (%(default)s)")  # fmt: skip
     group.add_argument("--output_dir", default="output", metavar="DIR",
-                       help="records, summary.json, scores.json and pictures (%(default)s)")  # fmt: skip
+                       help="records, scores, summary.json, scores.json, report.html (%(default)s)")  # fmt: skip
     group.add_argument("--result_file", metavar="FILE", help="text result (default: OUTPUT_DIR/result.txt)")
-    group.add_argument("--video", action="append", metavar="ID", help="only this clip; may be given several times")
+    group.add_argument("--video", action="append", metavar="ID", help="only this clip; may be repeated")
+    group.add_argument("--question", action="append", metavar="ID",
+                       help="only questions of this id, in all clips or those of --video; may be repeated")  # fmt: skip
     group.add_argument("--limit", type=int, metavar="N", help="only the first N clips")
 
 
@@ -96,10 +116,15 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--overwrite", "delete the records in OUTPUT_DIR first")
     group.add_argument("--questions_per_batch", type=int, default=0, metavar="N",
                        help="questions answered together; 0: all of a clip (%(default)s)")  # fmt: skip
-    group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1),
-                       help="processes that score; 0: none but this one (%(default)s)")  # fmt: skip
-    group.add_argument("--pictures", type=int, default=4, metavar="N",
-                       help="pictures of each of: best, worst, random questions (%(default)s)")  # fmt: skip
+    group.add_argument("--decode_workers", type=int, metavar="N",
+                       help="threads that read and resize frames ahead of the model; 0: none (up to 3)")  # fmt: skip
+    group.add_argument("--workers", type=int, metavar="N",
+                       help="processes that score behind the model; 0: none (up to 8)")  # fmt: skip
+    group.add_argument("--num_shards", type=int, metavar="N",
+                       help="divide the clips among N processes; 1: do not (default: as launched)")  # fmt: skip
+    group.add_argument("--shard_id", type=int, metavar="K", help="which of them this is, from 0")
+    group.add_argument("--pictures", type=int, default=PICTURES, metavar="N",
+                       help="questions shown with frames in report.html; 0: no such page (%(default)s)")  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,7 +144,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        Namespace; ``device`` is "cpu" or "cuda", ``precision`` and ``result_file`` are set.
+        Namespace; ``device`` is "cpu" or "cuda", ``shard`` this process's share; ``precision``, ``result_file`` and the
+        numbers of workers are set.
 
     Raises:
         ConfigError: with every mistake that can be found before anything is loaded.
@@ -138,15 +164,31 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             problems.add(f"--{name}", f"{problem}; choose another place")
     if args.result_file is not None and Path(args.result_file).is_dir():
         problems.add("--result_file", f"{args.result_file} is a folder; name a file in it")
-    for name, smallest in (("workers", 0), ("pictures", 0), ("questions_per_batch", 0), ("limit", 1)):
+    at_least = {"workers": 0, "decode_workers": 0, "pictures": 0, "questions_per_batch": 0, "limit": 1, "num_shards": 1}
+    for name, smallest in at_least.items():
         value = getattr(args, name)
         if value is not None and value < smallest:
             problems.add(f"--{name}", f"{value} is too small; at least {smallest}")
+    _settle_shard(args, problems)
     if not args.score_only:
         _check_model(args, problems)
     problems.raise_if_any(ConfigError, "evaluate_groundmore.py cannot start")
     args.result_file = args.result_file or str(Path(args.output_dir) / "result.txt")
     return args
+
+
+def _settle_shard(args: argparse.Namespace, problems: Problems) -> None:
+    """Find this process's share, and set the numbers of workers to what its cores allow."""
+    if args.num_shards is not None and args.num_shards < 1:
+        return
+    try:
+        args.shard = find_shard(args.num_shards, args.shard_id)
+    except ConfigError as error:
+        problems.add("sharding", str(error))
+        return
+    cores = cores_per_process(args.shard.launch.size)
+    args.workers = min(8, cores) if args.workers is None else args.workers
+    args.decode_workers = min(3, cores) if args.decode_workers is None else args.decode_workers
 
 
 def _check_model(args: argparse.Namespace, problems: Problems) -> None:

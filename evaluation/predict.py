@@ -1,14 +1,18 @@
 """The first step of an evaluation: every video encoded once, read once per question, one record per question.
 
-A record is written as soon as its question is answered, so a run that was killed continues where it stopped. What is
-asked together never depends on what is already recorded, so an interrupted run ends with the records of an
-uninterrupted one.
+Frames are prepared by threads ahead of the model and records written by a thread behind it. A record is written as soon
+as its question is answered, so a run that was killed continues where it stopped. What is asked together is decided by
+the annotation file alone, never by what is already recorded or by who else works on it, so an interrupted or divided
+run ends with the records of an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,45 +22,32 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.sample import Query, VideoRecord
+from evaluation.jobs import Failure, Outcome, Prediction, VideoJob
+from evaluation.memory import free_memory, is_out_of_memory, reason_of, warn_once, with_fewer_frames
+from evaluation.prefetch import prefetch
 from evaluation.protocol import Protocol
-from evaluation.records import Record, read_record, record_path, write_record
-from utils.errors import ConfigError, DataError, MoraError
-from utils.masks import encode_rle
-from utils.video import read_frame
+from evaluation.records import read_record, record_path, write_record
+from evaluation.selection import Selected
+from evaluation.writer import Behind
+from utils.errors import DataError, MoraError
 
 logger = logging.getLogger(__name__)
 
-QUESTION_ERRORS = (MoraError, OSError, RuntimeError, ValueError)
+QUESTION_ERRORS = (MoraError, OSError, RuntimeError, ValueError, MemoryError)
 """What may go wrong with one video or question without the run being broken; includes out of memory."""
-
-
-@dataclass
-class Prediction:
-    """What a model says about one question on T frames.
-
-    Attributes:
-        masks: bool [T, H, W]; empty where ``has_seg`` is False.
-        has_seg: bool [T]; whether the answer for the frame had a [SEG].
-        loc_probs: float [T] in [0, 1], or None without a [LOC] head.
-        answers: generated text of every language model row.
-        forced_seg, forced_loc: whether the token had to be appended to an answer.
-    """
-
-    masks: np.ndarray
-    has_seg: np.ndarray
-    loc_probs: np.ndarray | None = None
-    answers: list[str] = field(default_factory=list)
-    forced_seg: bool = False
-    forced_loc: bool = False
 
 
 class VideoPredictor(Interface):
     """What :func:`predict_corpus` needs from a model."""
 
-    def encode(self, video_id: str, frames: Sequence[np.ndarray]) -> Any:
-        """Read the frames (uint8 RGB [H, W, 3], in time order) once; returns what :meth:`answer` needs."""
+    def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> Any:
+        """What :meth:`encode` needs, from the frames (uint8 RGB [H, W, 3], in time order). Called in several threads at
+        once, ahead of the model; the frames are not kept."""
 
-    def answer(self, context: Any, questions: Sequence[Query]) -> list[Prediction]:
+    def encode(self, prepared: Any, frames_per_pass: int | None = None) -> Any:
+        """Read a video once, at most so many frames at a time; returns what :meth:`answer` needs."""
+
+    def answer(self, context: Any, questions: Sequence[Query], frames_per_pass: int | None = None) -> list[Prediction]:
         """Answer questions about an encoded video, one prediction each."""
 
 
@@ -75,160 +66,210 @@ class PredictionSummary:
     failures: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def select_videos(corpus: Sequence[VideoRecord], names: Iterable[str] | None, limit: int | None) -> list[int]:
-    """Positions in the corpus of the videos to evaluate.
+@dataclass(frozen=True)
+class Options:
+    """How :func:`predict_corpus` works; what it writes does not depend on any of it.
 
-    Args:
-        corpus: of GroundMoRe records.
-        names: video ids to keep; None or nothing keeps all.
-        limit: keep at most this many, the first ones; None keeps all.
-
-    Raises:
-        ConfigError: a name that the corpus does not have, or a limit below 1.
+    Attributes:
+        decode_workers: threads that prepare frames; 0: none but the main one.
+        title: shown before the progress bar.
+        quiet: no progress bar.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"--limit {limit}: must be at least 1 video")
-    positions = {corpus[index].video_id: index for index in range(len(corpus))}
-    wanted = list(names) if names else list(positions)
-    unknown = [name for name in wanted if name not in positions]
-    if unknown:
-        raise ConfigError(f"--video {', '.join(unknown)}: not among the {len(positions)} videos of the annotation file")
-    return [positions[name] for name in wanted][:limit]
+
+    decode_workers: int = 2
+    title: str = "predict"
+    quiet: bool = False
 
 
 def predict_corpus(
-    videos: Sequence[VideoRecord],
+    videos: Sequence[VideoRecord | Selected],
     predictor: VideoPredictor,
     output_dir: str | Path,
     protocol: Protocol,
     fingerprint: str,
     questions_per_batch: int = 0,
-    progress: Callable[..., tqdm] = tqdm,
+    options: Options = Options(),
+    on_start: Callable[[int, int], None] | None = None,
+    on_video: Callable[[VideoRecord], None] | None = None,
 ) -> PredictionSummary:
     """Predict every question of every video and record it.
 
     Args:
         videos: what to evaluate.
         predictor: the model.
-        output_dir: run folder; records made under the same ``fingerprint`` are kept, except failures.
+        output_dir: run folder; records made under the same ``fingerprint`` from the same frames and the same text are
+            kept, except failures.
         protocol: says which frames.
         fingerprint: of the run's settings, from ``open_run``.
         questions_per_batch: at most this many questions are answered together; 0: all of a video.
-        progress: makes the progress bar (tqdm's signature).
+        options: how to go about it.
+        on_start: called with the number of questions and how many of them are recorded.
+        on_video: called, in another thread, with a video (its wanted questions) when all of them are recorded.
+
+    Raises:
+        OSError: a record cannot be written.
     """
-    summary = PredictionSummary()
-    with progress(total=sum(len(video.queries) for video in videos), unit="question", desc="predict") as bar:
-        for video in videos:
-            job = _VideoJob(video, protocol, Path(output_dir), fingerprint)
-            missing = [query for query in video.queries if not job.recorded(query)]
-            summary.reused += len(video.queries) - len(missing)
-            bar.update(len(video.queries) - len(missing))
-            if not missing:
-                continue
-            for query, prediction in _predict_video(job, predictor, missing, questions_per_batch):
-                if isinstance(prediction, Prediction):
-                    write_record(output_dir, job.success(query, prediction))
-                    summary.written += 1
-                else:
-                    reason = f"{type(prediction).__name__}: {prediction}"
-                    write_record(output_dir, job.failure(query, reason))
-                    summary.failures.append((video.video_id, query.query_id, reason))
-                    logger.error("%s, question %s failed: %s", video.video_id, query.query_id, reason)
-                bar.update(1)
+    todo, summary, total = _open_jobs(videos, protocol, output_dir, fingerprint, on_video)
+    if on_start is not None:
+        on_start(total, summary.reused)
+    bar = tqdm(total=total, initial=summary.reused, unit="question", desc=options.title, disable=options.quiet)
+
+    def prepare(task: _Task, stop: threading.Event) -> Any:
+        frames = task.job.read_frames(stop)
+        return None if stop.is_set() else predictor.prepare(task.job.video.video_id, frames)
+
+    def write(done: tuple[_Task, list[tuple[Query, Outcome]]]) -> None:
+        task, outcomes = done
+        for query, outcome in sorted(outcomes, key=lambda pair: pair[0].query_id in task.failed):
+            write_record(output_dir, task.job.record(query, outcome))
+            task.left -= 1
+            _count(summary, task.job.video.video_id, query, outcome)
+            bar.update(1)
+        if task.left == 0 and on_video is not None:
+            on_video(task.selected.scored)
+
+    with bar, Behind(write) as behind:
+        prepared = prefetch(todo, prepare, QUESTION_ERRORS, options.decode_workers)
+        try:
+            for task, ready in prepared:
+                for outcomes in _answers(task, predictor, ready, questions_per_batch):
+                    behind.put((task, outcomes))
+                del ready
+        finally:
+            prepared.close()
     return summary
 
 
 @dataclass
-class _VideoJob:
-    """One video of a run: which frames, and how its records are made."""
+class _Task:
+    """A video with questions to be recorded.
 
-    video: VideoRecord
-    protocol: Protocol
-    output_dir: Path
-    fingerprint: str
+    If one failed before, all are: those asked together with it were asked again without it then, and an answer differs
+    in its last digits by the company in which it was given. What failed is written last, so that a kill in between
+    leaves it as a sign.
+    """
 
-    def __post_init__(self) -> None:
-        self.listed = self.protocol.sample(len(self.video.frame_paths))
-        self.frame_indices = np.unique(self.listed)
-
-    def read_frames(self) -> list[np.ndarray]:
-        """The distinct listed frames, all of one size."""
-        paths = [self.video.frame_paths[index] for index in self.frame_indices]
-        frames = [read_frame(path) for path in paths]
-        for path, frame in zip(paths, frames):
-            if frame.shape != frames[0].shape:
-                raise DataError(
-                    f"{path}: {frame.shape[1]}x{frame.shape[0]} pixels, but {paths[0].name} of the same clip has "
-                    f"{frames[0].shape[1]}x{frames[0].shape[0]}; write all frames of a clip in one size"
-                )
-        return frames
-
-    def recorded(self, query: Query) -> bool:
-        """Whether a usable prediction of this run is already on disk."""
-        if not record_path(self.output_dir, self.video.video_id, query.query_id).exists():
-            return False
-        try:
-            record = read_record(self.output_dir, self.video.video_id, query.query_id)
-        except DataError as error:
-            logger.warning("%s: predicting again", error)
-            return False
-        same = record.question == query.text and record.listed_frames == self.listed.tolist()
-        return record.ok and record.fingerprint == self.fingerprint and same
-
-    def success(self, query: Query, prediction: Prediction) -> Record:
-        masks = [encode_rle(m) if seg else None for m, seg in zip(prediction.masks, prediction.has_seg)]
-        probs = prediction.loc_probs
-        return Record(
-            **self._common(query),
-            status="ok",
-            frame_indices=self.frame_indices.tolist(),
-            size=list(prediction.masks.shape[1:]),
-            masks=masks,
-            loc_probs=None if probs is None else [float(p) for p in probs],
-            answers=list(prediction.answers),
-            forced_seg=bool(prediction.forced_seg),
-            forced_loc=bool(prediction.forced_loc),
-        )
-
-    def failure(self, query: Query, reason: str) -> Record:
-        return Record(**self._common(query), status="failed", reason=reason)
-
-    def _common(self, query: Query) -> dict:
-        return {
-            "video_id": self.video.video_id,
-            "query_id": query.query_id,
-            "question": query.text,
-            "fingerprint": self.fingerprint,
-            "num_clip_frames": len(self.video.frame_paths),
-            "listed_frames": self.listed.tolist(),
-        }
+    selected: Selected
+    job: VideoJob
+    missing: frozenset[str]
+    failed: frozenset[str]
+    left: int
 
 
-def _predict_video(
-    job: _VideoJob, predictor: VideoPredictor, missing: Sequence[Query], questions_per_batch: int
-) -> Iterable[tuple[Query, Prediction | Exception]]:
-    """Yield each missing question with its prediction or with the error that it raised."""
-    queries = job.video.queries
+def _open_jobs(
+    videos: Sequence[VideoRecord | Selected],
+    protocol: Protocol,
+    output_dir: str | Path,
+    fingerprint: str,
+    on_video: Callable[[VideoRecord], None] | None,
+) -> tuple[list[_Task], PredictionSummary, int]:
+    """Tasks, the summary so far, and the number of questions; says what cannot be used of what is on disk."""
+    todo, summary, states = [], PredictionSummary(), Counter()
+    for video in videos:
+        selected = video if isinstance(video, Selected) else Selected(video, tuple(q.query_id for q in video.queries))
+        job = VideoJob(selected.video, protocol, output_dir, fingerprint, selected.questions)
+        state = {query.query_id: job.state(query) for query in job.queries}
+        states.update(state.values())
+        failed = frozenset(query_id for query_id, found in state.items() if found == "failed")
+        missing = frozenset(query_id for query_id, found in state.items() if found != "ok" or failed)
+        summary.reused += len(state) - len(missing)
+        if missing:
+            todo.append(_Task(selected, job, missing, failed, len(missing)))
+        elif on_video is not None:
+            on_video(selected.scored)
+    unusable = {name: count for name, count in states.items() if name not in ("ok", "failed", "missing")}
+    if unusable:
+        reasons = ", ".join(f"{count} of {name}" for name, count in sorted(unusable.items()))
+        logger.warning("%d records here cannot be used and are made again: %s", sum(unusable.values()), reasons)
+    return todo, summary, sum(states.values())
+
+
+def _count(summary: PredictionSummary, video_id: str, query: Query, outcome: Outcome) -> None:
+    if isinstance(outcome, Failure):
+        summary.failures.append((video_id, query.query_id, outcome.reason))
+        logger.error("%s, question %s failed: %s", video_id, query.query_id, outcome.reason)
+    else:
+        summary.written += 1
+
+
+def _answers(
+    task: _Task, predictor: VideoPredictor, ready: Any, questions_per_batch: int
+) -> Iterator[list[tuple[Query, Outcome]]]:
+    """Yield the missing questions of a video with what became of them, batch by batch."""
+    queries, frames = task.job.video.queries, len(task.job.frame_indices)
+    context, failure = None, None
     try:
-        context = predictor.encode(job.video.video_id, job.read_frames())
+        if isinstance(ready, Exception):
+            raise ready
+        context = with_fewer_frames(lambda limit: predictor.encode(ready, **_limited(limit)), frames)
     except QUESTION_ERRORS as error:
-        yield from ((query, error) for query in missing)
+        failure = Failure(reason_of(error))
+    if failure is not None:
+        yield [(query, failure) for query in task.job.queries if query.query_id in task.missing]
         return
     size = questions_per_batch or len(queries)
     for start in range(0, len(queries), size):
         batch = queries[start : start + size]
-        if any(query in missing for query in batch):
-            for query, outcome in zip(batch, _answer_batch(predictor, context, batch)):
-                if query in missing:
-                    yield query, outcome
+        if any(query.query_id in task.missing for query in batch):
+            outcomes = _answer(predictor, context, batch, frames)
+            yield [(query, out) for query, out in zip(batch, outcomes) if query.query_id in task.missing]
 
 
-def _answer_batch(predictor: VideoPredictor, context: Any, batch: Sequence[Query]) -> list[Prediction | Exception]:
-    """Answers to a batch; if it raises, its questions are asked one by one so that one cannot fail the others."""
+def _answer(predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int) -> list[Outcome]:
+    """Answers to a batch. One that is too large for the memory is halved; one that raises otherwise is asked question
+    by question, so that one cannot fail the others."""
+    if len(batch) == 1:
+        return [_answer_one(predictor, context, batch, frames)]
     try:
         return list(predictor.answer(context, batch))
     except QUESTION_ERRORS as error:
-        if len(batch) == 1:
-            return [error]
-        logger.warning("asking %d questions one by one after %s: %s", len(batch), type(error).__name__, error)
-    return [_answer_batch(predictor, context, [query])[0] for query in batch]
+        short = is_out_of_memory(error)
+        if not short:
+            logger.warning("asking %d questions one by one after %s", len(batch), reason_of(error))
+    size = 1
+    if short:
+        free_memory()
+        size = (len(batch) + 1) // 2
+        warn_once(f"{size} questions at a time")
+    parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+    return [outcome for part in parts for outcome in _answer(predictor, context, part, frames)]
+
+
+def _answer_one(predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int) -> Outcome:
+    """The answer to a single question, with fewer frames at a time if memory is short."""
+    try:
+        return with_fewer_frames(lambda limit: predictor.answer(context, batch, **_limited(limit))[0], frames)
+    except QUESTION_ERRORS as error:
+        failure = Failure(reason_of(error))
+        short = is_out_of_memory(error)
+    if short:
+        free_memory()
+    return failure
+
+
+def _limited(limit: int | None) -> dict[str, int]:
+    """Arguments of a pass over so many frames; none where there is no limit."""
+    return {} if limit is None else {"frames_per_pass": limit}
+
+
+def question_states(
+    selected: Sequence[Selected], output_dir: str | Path, protocol: Protocol, fingerprint: str
+) -> Counter[str]:
+    """How many questions are in which state on disk; see :meth:`evaluation.jobs.VideoJob.state`."""
+    jobs = (VideoJob(each.video, protocol, output_dir, fingerprint, each.questions) for each in selected)
+    return Counter(job.state(query) for job in jobs for query in job.queries)
+
+
+def forget_failures(selected: Sequence[Selected], output_dir: str | Path) -> None:
+    """Delete the records of every video of which a question failed, whatever settings they were made under.
+
+    For a shard, before its model is loaded: another shard must not take an old failure for the last word.
+    """
+    for each in selected:
+        paths = [record_path(output_dir, each.video.video_id, query_id) for query_id in each.questions]
+        for query_id, path in zip(each.questions, paths):
+            with suppress(DataError):
+                if path.exists() and not read_record(output_dir, each.video.video_id, query_id).ok:
+                    for every in paths:
+                        every.unlink(missing_ok=True)
+                    break

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.conversation import (
     encode_forced_answer,
@@ -18,11 +20,27 @@ from datasets.conversation import (
 from datasets.preprocess import ClipPreprocessor, SamPreprocessor
 from datasets.sample import Query
 from datasets.tokenization import MoraTokenizer
-from evaluation.predict import Prediction
+from evaluation.jobs import Prediction
 from evaluation.protocol import Protocol
+from model import answering
 from model.context import Answer, VideoContext
 from model.mora import MoraModel
 from utils.errors import ConfigError
+
+
+@dataclass
+class PreparedVideo:
+    """Frames as the model's encoders take them, still as bytes.
+
+    Attributes:
+        clip: uint8 [T, 3, h, w], in the order in which the language model is shown them.
+        sam: uint8 [T, 3, h, w], in time order.
+        original_size: (H, W).
+    """
+
+    clip: Tensor
+    sam: Tensor
+    original_size: tuple[int, int]
 
 
 class MoraPredictor:
@@ -33,13 +51,21 @@ class MoraPredictor:
         tokenizer: the model's; must know [SEG], and [LOC] if the model has a [LOC] head.
         protocol: how to ask.
         template: conversation template; None: the one the model was trained with.
+        use_cache: reuse what was read of a video for all its questions; the result is the same.
 
     Raises:
         TokenizerError: the tokenizer lacks a token.
         ConfigError: the protocol needs a [LOC] head that the model does not have.
     """
 
-    def __init__(self, model: MoraModel, tokenizer: MoraTokenizer, protocol: Protocol, template: str | None = None):
+    def __init__(
+        self,
+        model: MoraModel,
+        tokenizer: MoraTokenizer,
+        protocol: Protocol,
+        template: str | None = None,
+        use_cache: bool = True,
+    ):
         config = model.config
         self.has_loc = config.loc_mode != "none" and not protocol.seg_only
         if not self.has_loc and (protocol.loc_refine or protocol.force_loc_token):
@@ -52,43 +78,61 @@ class MoraPredictor:
             tokenizer.id_of(config.loc_token)
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
         self.template = template or config.template
+        self.use_cache = use_cache
+        self._device = next(model.parameters()).device
         self._clip = ClipPreprocessor(config.vision_config.image_size, config.clip_resize)
         self._sam = SamPreprocessor(model.sam.image_size)
 
-    @torch.inference_mode()
-    def encode(self, video_id: str, frames: Sequence[np.ndarray]) -> VideoContext:
-        """Encode a video once.
+    def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> PreparedVideo:
+        """Resize a video's frames; any number of threads may at once.
 
         Args:
             video_id: seeds the frame control "shuffle", so that a video is always shuffled in the same way.
-            frames: uint8 RGB [H, W, 3] each, of one size.
+            frames: uint8 RGB [H, W, 3] each, of one size, in time order.
         """
-        height, width = frames[0].shape[:2]
-        parameter = next(self.model.parameters())
         seen = control_order(self.protocol.frame_control, len(frames), video_id)
-        return self.model.encode_video(
-            self._clip([frames[index] for index in seen]).to(parameter.device, parameter.dtype),
-            self._sam(frames).to(parameter.device, parameter.dtype),
-            self._sam.resized_size(height, width),
-            (height, width),
-        )
+        clip, sam = self._clip.resize(frames)[torch.from_numpy(seen)], self._sam.resize(frames)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # or this thread would open a context on the first GPU
+            clip, sam = clip.pin_memory(), sam.pin_memory()
+        return PreparedVideo(clip, sam, frames[0].shape[:2])
 
     @torch.inference_mode()
-    def answer(self, context: VideoContext, questions: Sequence[Query]) -> list[Prediction]:
-        """Answer questions about an encoded video."""
+    def encode(self, prepared: PreparedVideo, frames_per_pass: int | None = None) -> VideoContext:
+        """Encode a video once, at most so many frames at a time."""
+        dtype = next(self.model.parameters()).dtype
+        clip, sam = (part.to(self._device, non_blocking=True) for part in (prepared.clip, prepared.sam))
+        with self.model.evaluating():
+            return answering.encode(
+                self.model,
+                self._clip.normalise(clip).to(dtype),
+                self._sam.normalise(sam).to(dtype),
+                tuple(sam.shape[2:]),
+                prepared.original_size,
+                frames_per_pass,
+            )
+
+    @torch.inference_mode()
+    def answer(
+        self, context: VideoContext, questions: Sequence[Query], frames_per_pass: int | None = None
+    ) -> list[Prediction]:
+        """Answer questions about an encoded video, at most so many masks at a time."""
         ask = referring_question if self.protocol.prompt == "referring" else groundmore_question
         messages = [ask(query.text, f"question {query.query_id}") for query in questions]
         prompts, forced = self._prompts(messages)
-        answers = self.model.answer(
-            context,
-            prompts,
+        request = answering.Request(
             answer_mode=self.protocol.answer_mode,
             forced_answer_ids=forced,
             max_new_tokens=self.protocol.max_new_tokens,
             force_seg_token=self.protocol.force_seg_token,
             force_loc_token=self.protocol.force_loc_token,
             eos_token_id=self.tokenizer.eos_id,
+            use_cache=self.use_cache,
+            mask_threshold=self.protocol.mask_threshold,
+            frames_per_pass=frames_per_pass,
         )
+        with self.model.evaluating():
+            answers = answering.answer(self.model, context, prompts, request)
         return [self._prediction(answer) for answer in answers]
 
     def _prompts(self, messages: Sequence[str]) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
@@ -100,10 +144,9 @@ class MoraPredictor:
         return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
 
     def _prediction(self, answer: Answer) -> Prediction:
-        masks = (answer.mask_logits > self.protocol.mask_threshold).cpu().numpy()
         probs = answer.loc_probs if self.has_loc else None
         return Prediction(
-            masks=masks,
+            masks=answer.masks.cpu().numpy(),
             has_seg=answer.has_seg.cpu().numpy(),
             loc_probs=None if probs is None else probs.float().cpu().numpy(),
             answers=[self.tokenizer.decode(ids) for ids in answer.token_ids],

@@ -4,9 +4,13 @@ Layout of an output folder::
 
     run.json                          settings of the run and their fingerprint
     records/<video_id>/<query_id>.json
+    scores/<video_id>.json            scores of those records, see evaluation/score.py
 
 A record is either a prediction or a failure with its reason. Masks are COCO run lengths before any refinement by [LOC],
 so that one set of records can be scored under several thresholds.
+
+A record is keyed by what it was made from: the settings of the run (weights included), the listed frames (file names
+and sizes) and the question (text). What else the annotation file holds does not matter to it.
 """
 
 from __future__ import annotations
@@ -15,19 +19,19 @@ import hashlib
 import json
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import torch
 
+from datasets.sample import Query, VideoRecord
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
-from utils.masks import decode_rle
+from utils.masks import rle_size
 
-RECORD_FORMAT = "mora-record-1"
+RECORD_FORMAT = "mora-record-2"
 RUN_FORMAT = "mora-run-1"
 
 
@@ -42,7 +46,8 @@ class Record:
         fingerprint: of the settings it was made under (see :func:`fingerprint`).
         num_clip_frames: frames of the clip.
         listed_frames: clip frame indices in the protocol's order, repeats included.
-        reason: why it failed; None otherwise.
+        frames: digest of the listed frames' file names and sizes (see :func:`frames_digest`).
+        reason: why it failed, or why an answer has no mask at all; None otherwise.
         frame_indices: distinct clip frame indices that were predicted, increasing.
         size: (H, W) of the masks.
         masks: per entry of ``frame_indices`` a COCO RLE dict, or None for a frame without [SEG].
@@ -58,6 +63,7 @@ class Record:
     fingerprint: str
     num_clip_frames: int
     listed_frames: list[int]
+    frames: str = ""
     reason: str | None = None
     frame_indices: list[int] = field(default_factory=list)
     size: list[int] = field(default_factory=list)
@@ -82,10 +88,16 @@ def record_path(output_dir: str | Path, video_id: str, query_id: str) -> Path:
     return Path(output_dir) / "records" / _file_name(video_id) / f"{_file_name(query_id)}.json"
 
 
+def scores_path(output_dir: str | Path, video_id: str) -> Path:
+    """Where the scores of a video's questions lie."""
+    return Path(output_dir) / "scores" / f"{_file_name(video_id)}.json"
+
+
 def write_record(output_dir: str | Path, record: Record) -> None:
-    """Write a record atomically."""
+    """Write a record atomically, with a digest of its content."""
     path = record_path(output_dir, record.video_id, record.query_id)
-    write_json(path, {"format": RECORD_FORMAT, **asdict(record)}, indent=None)
+    content = asdict(record)
+    write_json(path, {"format": RECORD_FORMAT, "digest": fingerprint(content), **content}, indent=None)
 
 
 def read_record(output_dir: str | Path, video_id: str, query_id: str) -> Record:
@@ -99,6 +111,9 @@ def read_record(output_dir: str | Path, video_id: str, query_id: str) -> Record:
     remedy = "delete the file and predict again"
     if not isinstance(value, dict) or value.pop("format", None) != RECORD_FORMAT:
         raise DataError(f"{path}: not a prediction record of format {RECORD_FORMAT}; {remedy}")
+    digest = value.pop("digest", None)
+    if digest != fingerprint(value):
+        raise DataError(f"{path}: damaged (its content does not have the digest that was written with it); {remedy}")
     try:
         record = Record(**value)
     except TypeError as error:
@@ -106,20 +121,41 @@ def read_record(output_dir: str | Path, video_id: str, query_id: str) -> Record:
     count = len(record.frame_indices)
     if record.ok and (len(record.masks) != count or record.loc_probs is not None and len(record.loc_probs) != count):
         raise DataError(f"{path}: {count} frames but {len(record.masks)} masks; {remedy}")
-    try:
-        _check_content(record)
-    except (DataError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); {remedy}") from None
+    for rle in record.masks:
+        if rle is not None and list(rle_size(rle)) != record.size:
+            raise DataError(f"{path}: a mask of {rle['size']} among masks of {record.size}; {remedy}")
     return record
 
 
-def _check_content(record: Record) -> None:
-    """Raise DataError, TypeError or ValueError unless masks are of the record's size and probabilities are numbers."""
-    for rle in record.masks:
-        if rle is not None and list(decode_rle(rle).shape) != record.size:
-            raise DataError(f"a mask of {rle['size']} among masks of {record.size}")
-    if not all(0.0 <= float(probability) <= 1.0 for probability in record.loc_probs or ()):
-        raise ValueError("a [LOC] probability outside 0..1")
+def frames_digest(video: VideoRecord, indices: Iterable[int]) -> str:
+    """Short digest of some frames' file names and byte sizes; a file that is missing has no size."""
+    files = []
+    for index in indices:
+        path = video.frame_paths[int(index)]
+        try:
+            files.append([int(index), path.name, path.stat().st_size])
+        except OSError:
+            files.append([int(index), path.name, None])
+    return fingerprint({"files": files})
+
+
+def what_changed(record: Record, query: Query, settings: str | None, listed: list[int], frames: str) -> str | None:
+    """Why a record is not one of this question under these circumstances; None if it is.
+
+    Args:
+        record: as read.
+        query: the question as it is asked now.
+        settings: fingerprint of the run; None accepts any.
+        listed: the protocol's frames.
+        frames: digest of their files.
+    """
+    if settings is not None and record.fingerprint != settings:
+        return "other settings"
+    if record.listed_frames != listed:
+        return "other frames"
+    if record.frames != frames:
+        return "other frame files"
+    return None if record.question == query.text else "another question text"
 
 
 def fingerprint(settings: dict) -> str:
@@ -128,32 +164,21 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Digest of every parameter and buffer as they are in memory: names, types, shapes and bytes.
-
-    What ran is fingerprinted, not the files it came from, so two layouts of one checkpoint give the same value and a
-    cast to another precision another.
-    """
-
-    def digest(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode()
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return hashlib.sha256(head + hashlib.sha256(content).digest()).digest()
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(digest, sorted(model.state_dict().items())))
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
-
-
-def open_run(output_dir: str | Path, settings: dict, overwrite: bool = False, about: dict | None = None) -> str:
-    """Begin or continue a run in a folder.
+def open_run(
+    output_dir: str | Path,
+    settings: dict,
+    overwrite: bool = False,
+    about: dict | None = None,
+    overwrite_videos: Iterable[str] | None = None,
+) -> str:
+    """Begin or continue a run in a folder. Several processes may do so at the same time.
 
     Args:
         output_dir: made if missing.
         settings: everything the predictions depend on, JSON-able and flat or nested.
+        overwrite: delete records and scores first, instead of refusing those made under other settings.
         about: facts for the reader on which nothing depends (paths), JSON-able.
-        overwrite: delete all records first, instead of refusing those made under other settings.
+        overwrite_videos: delete only what belongs to these videos (those of one shard); None: everything.
 
     Returns:
         The fingerprint that goes into every record.
@@ -164,20 +189,32 @@ def open_run(output_dir: str | Path, settings: dict, overwrite: bool = False, ab
     output_dir = Path(output_dir)
     path = output_dir / "run.json"
     settings = json.loads(json.dumps(settings))
-    if path.exists():
-        old = read_run(output_dir)["settings"]
-        differing = _differences(old, settings)
-        if differing and not overwrite:
-            listed = "\n".join(f"  - {line}" for line in differing)
-            raise ConfigError(
-                f"{path}: records here were made under other settings:\n{listed}\n"
-                "use another --output_dir, or --overwrite to delete them and predict again"
-            )
-    if overwrite:
-        shutil.rmtree(output_dir / "records", ignore_errors=True)
     mark = fingerprint(settings)
-    write_json(path, {"format": RUN_FORMAT, "fingerprint": mark, "settings": settings, "about": about or {}})
+    run = {"format": RUN_FORMAT, "fingerprint": mark, "settings": settings, "about": about or {}}
+    old = read_run(output_dir) if path.exists() else None
+    differing = [] if old is None else _differences(old["settings"], settings)
+    if differing and not overwrite:
+        listed = "\n".join(f"  - {line}" for line in differing)
+        raise ConfigError(
+            f"{path}: records here were made under other settings:\n{listed}\n"
+            "use another --output_dir, or --overwrite to delete them and predict again"
+        )
+    if overwrite:
+        _delete(output_dir, overwrite_videos)
+    if old != run:
+        write_json(path, run)
     return mark
+
+
+def _delete(output_dir: Path, videos: Iterable[str] | None) -> None:
+    """Delete records and scores, of some videos or of all."""
+    if videos is None:
+        shutil.rmtree(output_dir / "records", ignore_errors=True)
+        shutil.rmtree(output_dir / "scores", ignore_errors=True)
+        return
+    for video_id in videos:
+        shutil.rmtree(record_path(output_dir, video_id, "").parent, ignore_errors=True)
+        scores_path(output_dir, video_id).unlink(missing_ok=True)
 
 
 def read_run(output_dir: str | Path) -> dict:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
 from datasets.groundmore import GroundMoRe
-from datasets.sample import VideoRecord
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from evaluation.arguments import PRECISIONS, protocol_of
-from evaluation.pictures import write_gallery
-from evaluation.predict import predict_corpus, select_videos
+from evaluation.ending import ending_on_sigterm
+from evaluation.pool import ScoringPool
+from evaluation.predict import Options, forget_failures, predict_corpus, question_states
 from evaluation.predictor import MoraPredictor
 from evaluation.protocol import Protocol
-from evaluation.records import open_run, read_run, weights_fingerprint
+from evaluation.records import open_run, read_run
 from evaluation.report import format_report, write_results
-from evaluation.score import score_corpus
+from evaluation.report_page import write_report_page
+from evaluation.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
+from evaluation.selection import Selected, select
+from evaluation.shards import share_of
 from evaluation.summary import summarise
+from evaluation.weights import weights_fingerprint
 from model.checkpoints import load_any
 from model.convert.sources import resolve_folder
 from model.mora import MoraModel
+from utils.distributed import gpu_of, share_threads
 from utils.errors import CheckpointError, TokenizerError
 
 logger = logging.getLogger(__name__)
@@ -40,18 +50,40 @@ def evaluate(args: argparse.Namespace) -> int:
 
     Raises:
         MoraError: nothing could be done; the message says what to change.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what is on disk is whole.
     """
-    protocol = protocol_of(args)
+    protocol, shard = protocol_of(args), args.shard
     corpus = GroundMoRe(
         args.meta_file, args.video_root, empty_windows="keep" if protocol.window == "unclipped" else "error"
     )
-    videos = [corpus[index] for index in select_videos(corpus, args.video, args.limit)]
-    if not args.score_only:
-        failures = _predict(args, protocol, videos)
-        if args.predict_only:
-            print(f"{failures} questions failed" if failures else "all questions are predicted")
-            return int(failures > 0)
-    return _score(args, protocol, videos)
+    selected = select(corpus, args.video, args.question, args.limit)
+    if args.score_only and shard.index > 0:
+        print(f"{shard}: shard 0 scores everything; nothing to do here")
+        return 0
+    with ending_on_sigterm():
+        if args.score_only:
+            return _report(args, protocol, selected)
+        share = share_of(selected, shard, protocol)
+        if not share:
+            print(f"{shard}: no video is left for this one")
+            return 0
+        if shard.count > 1:
+            forget_failures(share, args.output_dir)
+        with _scoring_pool(args, protocol, share) as pool:
+            failures, mark = _predict(args, protocol, share, pool)
+            mine = {each.video.video_id for each in share}
+            others = [each for each in selected if each.video.video_id not in mine]
+            states = question_states(others, args.output_dir, protocol, mark)
+            failed, missing = states["failed"], sum(states.values()) - states["ok"] - states["failed"]
+            if missing:
+                print(f"{shard}: done. {missing} questions of other shards are missing; the last one writes the result")
+                # A launcher would end the other processes if one failed; the last one tells it.
+                return int(failures > 0 and shard.launch.size == 1)
+            if args.predict_only:
+                failures += failed
+                print(f"{failures} questions failed" if failures else "all questions are predicted")
+                return int(failures > 0)
+            return _report(args, protocol, selected, pool)
 
 
 def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
@@ -102,7 +134,6 @@ def run_settings(
         "protocol": protocol.prediction_settings(),
         "weights": weights_fingerprint(model),
         "network": hashlib.sha256(_config_text(model).encode()).hexdigest()[:16],
-        "questions": hashlib.sha256(Path(args.meta_file).read_bytes()).hexdigest()[:16],
         "precision": args.precision,
         "device": args.device,
         "template": template,
@@ -119,29 +150,66 @@ def _config_text(model: MoraModel) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def _predict(args: argparse.Namespace, protocol: Protocol, videos: Sequence[VideoRecord]) -> int:
-    """Predict and record; the number of failures."""
+def _scoring_pool(args: argparse.Namespace, protocol: Protocol, share: Sequence[Selected]):
+    """Processes that score while the model works; none for a small job, which is scored at the end."""
+    large = pixels_to_score([each.scored for each in share], protocol) >= POOL_PIXELS
+    return ScoringPool(args.workers) if args.workers > 0 and large and not args.predict_only else nullcontext()
+
+
+def _predict(
+    args: argparse.Namespace, protocol: Protocol, share: Sequence[Selected], pool: ScoringPool | None
+) -> tuple[int, str]:
+    """Predict and record; the number of failures, and the fingerprint of the run."""
+    shard = args.shard
+    if args.device == "cuda":
+        torch.cuda.set_device(gpu_of(shard.launch.local_rank, torch.cuda.device_count()))
+    elif shard.launch.size > 1:
+        share_threads(shard.launch.size)
     model, tokenizer = load_model(args)
     predictor = MoraPredictor(model, tokenizer, protocol, args.conv_type)
     settings = run_settings(args, protocol, model, tokenizer, predictor.template)
     about = {"version": str(args.version), "meta_file": str(args.meta_file), "video_root": str(args.video_root)}
-    mark = open_run(args.output_dir, settings, args.overwrite, about)
-    done = predict_corpus(videos, predictor, args.output_dir, protocol, mark, args.questions_per_batch)
+    names = None if shard.count == 1 else [each.video.video_id for each in share]
+    mark = open_run(args.output_dir, settings, args.overwrite, about, names)
+    score = functools.partial(score_video, output_dir=args.output_dir, protocol=protocol, fingerprint=mark)
+    scoring: list[Future] = []
+
+    def start(questions: int, recorded: int) -> None:
+        print(f"{shard}: {questions} questions about {len(share)} videos, {recorded} recorded already", flush=True)
+
+    done = predict_corpus(
+        share,
+        predictor,
+        args.output_dir,
+        protocol,
+        mark,
+        args.questions_per_batch,
+        Options(
+            args.decode_workers, f"shard {shard.index}" if shard.count > 1 else "predict", shard.launch.local_rank > 0
+        ),
+        on_start=start,
+        on_video=None if pool is None else lambda video: scoring.append(pool.submit(score, video)),
+    )
+    wait(scoring)
     print(f"predicted {done.written} questions, kept {done.reused} recorded earlier, {len(done.failures)} failed")
-    return len(done.failures)
+    return len(done.failures), mark
 
 
-def _score(args: argparse.Namespace, protocol: Protocol, videos: Sequence[VideoRecord]) -> int:
-    """Score the records, write every result file, print the report; 1 if a question failed."""
+def _report(
+    args: argparse.Namespace, protocol: Protocol, selected: Sequence[Selected], pool: ScoringPool | None = None
+) -> int:
+    """Score what is not scored yet, write every result file, print the report; 1 if a question failed."""
     run = read_run(args.output_dir)
-    scores = score_corpus(videos, args.output_dir, protocol, run["fingerprint"], args.workers)
-    selection = {"limit": args.limit, "video": args.video}
+    videos = [each.scored for each in selected]
+    scores = score_corpus(videos, args.output_dir, protocol, run["fingerprint"], args.workers, pool=pool)
+    selection = {"limit": args.limit, "video": args.video, "question": args.question}
     about = {key: run[key] for key in ("fingerprint", "settings", "about")}
     summary = summarise(scores, protocol, {**about, "selection": selection})
     write_results(args.output_dir, args.result_file, scores, summary, protocol)
-    report = format_report(summary, protocol)
-    print(f"\n{report}\n")
-    page = write_gallery(videos, args.output_dir, scores, protocol, report, args.pictures)
+    print(f"\n{format_report(summary, protocol)}\n")
+    page = None
+    if args.pictures > 0:
+        page = write_report_page(videos, args.output_dir, scores, summary, protocol, args.pictures)
     for path in (args.result_file, Path(args.output_dir) / "summary.json", page):
         if path is not None:
             print(f"written: {path}")

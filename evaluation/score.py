@@ -1,96 +1,53 @@
-"""The second step of an evaluation: scores per question from records and ground truth, in a pool of processes.
+"""The second step of an evaluation: scores per question from records and ground truth, each made once.
 
-Everything a row of the result needs is a mix of four comparisons with the ground truth per frame: of the predicted
-mask, of the empty mask, of the full frame and of the object's mask regardless of the window. Refinement and perfect
-timing only choose, frame by frame, between the first two.
+``scores/VIDEO.json`` keeps the scores of a video's questions::
+
+    {"format": ..., "questions": {query_id: {"key": ..., "score": {...}}}}
+
+keyed by everything that they were made from: the record's bytes, the question, the protocol, names, sizes and times of
+the clip's masks and listed frames, and the source of the code that scores. What has another key is scored again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import multiprocessing
+import hashlib
+import json
+import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from datasets.sample import Query, VideoRecord
-from evaluation.metrics import score_clip, temporal_iou
+from evaluation.measures import score_question
+from evaluation.pool import ScoringPool
 from evaluation.protocol import Protocol
-from evaluation.records import Record, read_record
-from evaluation.summary import MEASURES, ROWS
+from evaluation.records import (
+    Record,
+    frames_digest,
+    read_record,
+    record_path,
+    scores_path,
+    what_changed,
+)
+from evaluation.records import (
+    fingerprint as digest_of,
+)
+from evaluation.truth import read_id_maps, read_truth
 from utils.errors import DataError
-from utils.masks import decode_rle, read_id_mask
+from utils.files import read_json, write_json
 from utils.video import frame_size
 
+logger = logging.getLogger(__name__)
+
+SCORES_FORMAT = "mora-scores-1"
+
 POOL_PIXELS = 3e8
-"""Pixels to compare from which several processes are worth starting (about five seconds of work for one)."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Ground truth of one question on U distinct frames.
-
-    Attributes:
-        objects: bool [U, H, W]; the answer objects wherever they are visible, inside the window or not.
-        in_window: bool [U].
-        has_file: bool [U]; whether the corpus has a mask file for the frame (without one, nothing is visible).
-    """
-
-    objects: np.ndarray
-    in_window: np.ndarray
-    has_file: np.ndarray
-
-    @property
-    def target(self) -> np.ndarray:
-        """bool [U, H, W]: what a perfect answer is; empty outside the window."""
-        return self.objects & self.in_window[:, None, None]
-
-
-def question_window(query: Query, frame_indices: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """bool [U]: which frames lie in the question's action window, read as the protocol says."""
-    if protocol.window == "clipped" or query.raw_window is None:
-        return query.in_window(frame_indices)
-    first, last = query.raw_window
-    return (frame_indices >= first) & (frame_indices <= last)
-
-
-def read_truth(video: VideoRecord, query: Query, frame_indices: np.ndarray, protocol: Protocol) -> Truth:
-    """Read a question's ground truth on some frames.
-
-    Args:
-        video: a GroundMoRe record.
-        query: one of its questions.
-        frame_indices: int [U], distinct.
-        protocol: says how the window is read.
-
-    Raises:
-        DataError: a mask cannot be read, or frames of the clip differ in size.
-    """
-    paths = video.read_object_mask.mask_paths
-    objects = [video.read_object_mask(query, int(index)) for index in frame_indices]
-    for index, mask in zip(frame_indices, objects):
-        if mask.shape != objects[0].shape:
-            raise DataError(
-                f"{video.frame_paths[index]}: {mask.shape[0]} x {mask.shape[1]} (height x width), but "
-                f"{video.frame_paths[frame_indices[0]].name} of the same clip is {objects[0].shape[0]} x "
-                f"{objects[0].shape[1]}; write all frames of a clip in one size"
-            )
-    return Truth(
-        objects=np.stack(objects),
-        in_window=question_window(query, frame_indices, protocol),
-        has_file=np.array([paths[index] is not None for index in frame_indices]),
-    )
-
-
-def read_id_maps(video: VideoRecord, frame_indices: np.ndarray) -> list[np.ndarray | None]:
-    """Per frame the object ids uint8 [H, W], or None where the corpus has no mask file."""
-    paths = video.read_object_mask.mask_paths
-    return [None if paths[index] is None else read_id_mask(paths[index]) for index in frame_indices]
+"""Pixels to compare from which several processes are worth starting (seconds of work for one)."""
 
 
 def score_corpus(
@@ -100,39 +57,49 @@ def score_corpus(
     fingerprint: str | None = None,
     workers: int = 0,
     progress: Callable[..., tqdm] = tqdm,
+    pool: ScoringPool | None = None,
 ) -> list[dict]:
-    """Score every question of every video.
+    """Score every question of every video; what was scored before is only read.
 
     Args:
         videos: the ground truth.
-        output_dir: run folder with the records.
+        output_dir: run folder with the records; the scores are kept there.
         protocol: see :class:`evaluation.protocol.Protocol`; its prediction fields must be those of the run.
         fingerprint: of the run; a record made under another one counts as a failure. None accepts any.
         workers: processes for a large job; a small one, or any with 0, is done in this process. The result does not
             depend on it.
         progress: makes the progress bar.
+        pool: processes that run already, instead of ``workers`` new ones.
 
     Returns:
-        One JSON-able dict per question, in the corpus's order; see :func:`score_question`.
+        One JSON-able dict per question, in the corpus's order; see :func:`score_video`.
     """
+    jobs = {video.video_id: VideoScores(video, output_dir, protocol, fingerprint) for video in videos}
+    missing = [video for video in videos if not jobs[video.video_id].complete]
+    if pool is None and workers > 0 and pixels_to_score(missing, protocol) >= POOL_PIXELS:
+        with ScoringPool(workers) as own:
+            return score_corpus(videos, output_dir, protocol, fingerprint, workers, progress, own)
     job = functools.partial(score_video, output_dir=output_dir, protocol=protocol, fingerprint=fingerprint)
-    scores: list[dict] = []
-    with progress(total=len(videos), unit="video", desc="score") as bar:
-        if workers < 1 or _pixels(videos, protocol) < POOL_PIXELS:
-            for video in videos:
-                scores += job(video)
-                bar.update(1)
-            return scores
-        # A fresh interpreter per worker: forking a process whose libraries have threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            for result in pool.map(job, videos):
-                scores += result
-                bar.update(1)
-    return scores
+    made: dict[str, list[dict]] = {}
+    with progress(total=len(videos), initial=len(videos) - len(missing), unit="video", desc="score") as bar:
+        waiting = {} if pool is None else {video.video_id: pool.submit(job, video) for video in missing}
+        for video in missing:
+            made[video.video_id] = _result(waiting.get(video.video_id), job, video)
+            bar.update(1)
+    return [score for video in videos for score in made.get(video.video_id) or jobs[video.video_id].scores()]
 
 
-def _pixels(videos: Sequence[VideoRecord], protocol: Protocol) -> int:
+def _result(future, job: Callable, video: VideoRecord) -> list[dict]:
+    """Scores of a video from the pool; made here without one, or if its processes died."""
+    if future is not None:
+        try:
+            return future.result()
+        except BrokenExecutor:
+            logger.warning("%s: a process that scores died; scoring this video here", video.video_id)
+    return job(video)
+
+
+def pixels_to_score(videos: Sequence[VideoRecord], protocol: Protocol) -> int:
     """How many pixels are compared, if all frames are as large as the first."""
     if not videos:
         return 0
@@ -140,212 +107,166 @@ def _pixels(videos: Sequence[VideoRecord], protocol: Protocol) -> int:
         height, width = frame_size(videos[0].frame_paths[0])
     except DataError:
         return 0
-    return height * width * protocol.num_frames * sum(len(video.queries) for video in videos)
+    return height * width * sum(len(protocol.sample(len(video.frame_paths))) * len(video.queries) for video in videos)
 
 
 def score_video(video: VideoRecord, output_dir: str | Path, protocol: Protocol, fingerprint: str | None) -> list[dict]:
-    """Scores of every question of one video, see :func:`score_question`."""
-    listed = protocol.sample(len(video.frame_paths))
-    frame_indices = np.unique(listed)
-    id_maps, map_error = None, ""
-    try:
-        id_maps = read_id_maps(video, frame_indices)
-    except DataError as error:
-        map_error = str(error)
-    scores = []
-    for query in video.queries:
-        record, reason = _find_record(video, query, output_dir, listed, fingerprint)
-        try:
-            truth = None if id_maps is None else read_truth(video, query, frame_indices, protocol)
-        except DataError as error:
-            truth, map_error = None, str(error)
-        if truth is None:
-            reason = f"the ground truth cannot be read: {map_error}"
-        elif record is not None and tuple(record.size) != truth.objects.shape[1:]:
-            record, reason = None, f"predicted masks are {record.size}, ground truth {list(truth.objects.shape[1:])}"
-        scores.append(
-            {
-                "video_id": video.video_id,
-                "query_id": query.query_id,
-                "q_type": query.q_type,
-                "question": query.text,
-                "answer": query.answer,
-                "status": "failed" if reason else "ok",
-                "reason": reason,
-                **score_question(truth, None if reason else record, query, listed, id_maps, protocol),
-            }
-        )
-    return scores
-
-
-def score_question(
-    truth: Truth | None,
-    record: Record | None,
-    query: Query,
-    listed: np.ndarray,
-    id_maps: list[np.ndarray | None] | None,
-    protocol: Protocol,
-) -> dict:
-    """Every measure of one question, for the prediction and for the reference rows.
+    """Scores of every question of one video.
 
     Args:
-        truth: ground truth on the distinct listed frames; None if it cannot be read (then every row scores 0).
-        record: the prediction; None for a failure (then the rows made from it score 0).
-        query: the question.
-        listed: int [n], the protocol's frames, repeats included.
-        id_maps: objects of the clip on the distinct listed frames.
-        protocol: refinement and threshold.
+        video: the ground truth; may hold only some of its questions.
+        output_dir, protocol, fingerprint: as for :func:`score_corpus`.
 
     Returns:
-        {"rows": {row: measures}, counts}; measures are those of ``evaluation.summary.MEASURES``, None where a question
-        has none (no frame inside, or none outside the window).
+        Per question video_id, query_id, q_type, question, answer, status ("ok" or "failed"), reason, and what
+        :func:`evaluation.measures.score_question` gives. What was missing is written to ``scores/VIDEO.json``.
     """
-    if truth is None:
-        failed = {**dict.fromkeys(MEASURES), **dict.fromkeys(("JF", "J", "F"), 0.0)}
-        return {"rows": {name: dict(failed) for name in ROWS}, **_counts(None, None, listed)}
-    where = np.searchsorted(np.unique(listed), listed)
-    target = truth.target
-    shape, empty = target.shape, np.zeros_like(target)
-    against_empty = score_clip(target, empty)
-    measure = functools.partial(_measures, truth=truth, target=target, where=where)
-    rows = {
-        "all_empty": measure(against_empty, np.zeros(shape[0], dtype=bool)),
-        "whole_frame": measure(score_clip(target, ~empty), np.ones(shape[0], dtype=bool)),
-        "untimed_truth": measure(score_clip(target, truth.objects), truth.objects.any(axis=(1, 2))),
-    }
-    if record is None:
-        zero, never = (np.zeros(shape[0]), np.zeros(shape[0])), np.zeros(shape[0], dtype=bool)
-        failed = {**measure(zero, never), "temporal_iou": 0.0, "false_positive_rate": None}
-        own = {name: dict(failed) for name in ("model", "no_refinement", "perfect_timing")}
-        own["model"] |= _object_choice(empty, truth, query, id_maps)
-    else:
-        pred = _predicted_masks(record, shape)
-        not_empty = pred.any(axis=(1, 2))
-        raw = score_clip(target, pred)
-        kept, active = _refine(record, protocol, not_empty)
-        own = {
-            "model": measure(_choose(kept, raw, against_empty), active, kept & not_empty),
-            "no_refinement": measure(raw, not_empty),
-            "perfect_timing": measure(
-                _choose(truth.in_window, raw, against_empty), truth.in_window, truth.in_window & not_empty
-            ),
-        }
-        own["model"] |= _object_choice(pred, truth, query, id_maps)
-    return {"rows": {**own, **rows}, **_counts(truth, record, listed)}
+    return VideoScores(video, output_dir, protocol, fingerprint).make()
 
 
-def _measures(
-    per_frame: tuple[np.ndarray, np.ndarray],
-    active: np.ndarray,
-    shown: np.ndarray | None = None,
-    *,
-    truth: Truth,
-    target: np.ndarray,
-    where: np.ndarray,
-) -> dict:
-    """Measures of one row from its J and F per distinct frame.
+class VideoScores:
+    """The scores of one video's questions: those kept from before, and the making of the others.
 
     Args:
-        per_frame: (J, F), float64 [U] each.
-        active: bool [U]; frames on which the row says that the action happens.
-        shown: bool [U]; frames whose mask is not empty; default ``active``.
-        truth, target: ground truth.
-        where: int [n], distinct frame of every listed one.
+        video, output_dir, protocol, fingerprint: as for :func:`score_video`.
+
+    Attributes:
+        keys: query id -> what its score depends on, as a digest.
+        kept: query id -> score, where one with that key was found.
     """
-    j, f = (values[where] for values in per_frame)
-    shown = active if shown is None else shown
-    visible = target.any(axis=(1, 2))[where]
-    outside = ~truth.in_window[where]
-    mean_j, mean_f = float(j.mean()), float(f.mean())
-    return {
-        **dict.fromkeys(MEASURES),
-        "JF": (mean_j + mean_f) / 2,
-        "J": mean_j,
-        "F": mean_f,
-        "window_J": float(j[visible].mean()) if visible.any() else None,
-        "window_F": float(f[visible].mean()) if visible.any() else None,
-        "temporal_iou": temporal_iou(active[where], ~outside),
-        "false_positive_rate": float(shown[where][outside].mean()) if outside.any() else None,
-    }
+
+    def __init__(self, video: VideoRecord, output_dir: str | Path, protocol: Protocol, fingerprint: str | None):
+        self.video, self.protocol, self.fingerprint = video, protocol, fingerprint
+        self.output_dir = Path(output_dir)
+        self.listed = protocol.sample(len(video.frame_paths))
+        self.indices = np.unique(self.listed)
+        self.frames = frames_digest(video, self.indices)
+        shared = [code_digest(), protocol.as_dict(), fingerprint, self.frames, _truth_files(video, self.indices)]
+        common = digest_of({"shared": shared})
+        self.keys = {query.query_id: self._key(query, common) for query in video.queries}
+        self.path = scores_path(output_dir, video.video_id)
+        found = _read_scores(self.path)
+        self.kept = {
+            query_id: found[query_id]["score"]
+            for query_id, key in self.keys.items()
+            if query_id in found and found[query_id]["key"] == key
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question has its score."""
+        return len(self.kept) == len(self.keys)
+
+    def scores(self) -> list[dict]:
+        """The scores in the order of the questions; all must be there."""
+        return [self.kept[query.query_id] for query in self.video.queries]
+
+    def make(self) -> list[dict]:
+        """Score what is missing, keep it, and return all."""
+        if not self.complete:
+            clip = _Clip(self.video, self.indices)
+            for query in self.video.queries:
+                if query.query_id not in self.kept:
+                    # As it will be read back: a restart must not tell 0 from 0.0.
+                    self.kept[query.query_id] = json.loads(json.dumps(self._score(query, clip)))
+            entries = {name: {"key": self.keys[name], "score": score} for name, score in self.kept.items()}
+            others = {name: entry for name, entry in _read_scores(self.path).items() if name not in entries}
+            write_json(self.path, {"format": SCORES_FORMAT, "questions": {**others, **entries}}, indent=None)
+        return self.scores()
+
+    def _key(self, query: Query, common: str) -> str:
+        path = record_path(self.output_dir, self.video.video_id, query.query_id)
+        try:
+            record = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            record = None
+        return digest_of({"common": common, "query": dataclasses.asdict(query), "record": record})
+
+    def _score(self, query: Query, clip: _Clip) -> dict:
+        record, reason = self._find_record(query)
+        try:
+            id_maps, truth = clip.id_maps(), read_truth(self.video, query, self.indices, self.protocol)
+        except DataError as error:
+            id_maps, truth = None, None
+            reason = f"the ground truth cannot be read: {error}"
+        if truth is not None and record is not None and tuple(record.size) != truth.objects.shape[1:]:
+            record, reason = None, f"predicted masks are {record.size}, ground truth {list(truth.objects.shape[1:])}"
+        try:
+            measured = score_question(truth, record, query, self.listed, id_maps, self.protocol)
+        except DataError as error:  # run lengths that do not fill their mask
+            record, reason = None, f"the record is damaged: {error}"
+            measured = score_question(truth, None, query, self.listed, id_maps, self.protocol)
+        return {
+            "video_id": self.video.video_id,
+            "query_id": query.query_id,
+            "q_type": query.q_type,
+            "question": query.text,
+            "answer": query.answer,
+            "status": "failed" if reason else "ok",
+            "reason": reason,
+            **measured,
+        }
+
+    def _find_record(self, query: Query) -> tuple[Record | None, str | None]:
+        """The question's record, or None and the reason why there is no usable one."""
+        try:
+            record = read_record(self.output_dir, self.video.video_id, query.query_id)
+        except DataError as error:
+            # Without the folder: the same records elsewhere have the same scores.
+            return None, f"no prediction: {str(error).removeprefix(f'{self.output_dir}/')}"
+        changed = what_changed(record, query, self.fingerprint, self.listed.tolist(), self.frames)
+        if changed is not None:
+            return None, f"the record was made for {changed}; predict again"
+        if not record.ok:
+            return None, record.reason or "failed without a reason"
+        return record, None
 
 
-def _choose(keep: np.ndarray, first: tuple, second: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """(J, F) of the first comparison where ``keep``, else of the second."""
-    return np.where(keep, first[0], second[0]), np.where(keep, first[1], second[1])
+class _Clip:
+    """The id maps of a clip's listed frames, read once when they are first needed."""
+
+    def __init__(self, video: VideoRecord, indices: np.ndarray):
+        self._read = functools.lru_cache(maxsize=1)(lambda: read_id_maps(video, indices))
+
+    def id_maps(self) -> list[np.ndarray | None]:
+        """See :func:`evaluation.truth.read_id_maps`."""
+        return self._read()
 
 
-def _refine(record: Record, protocol: Protocol, not_empty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """bool [U] twice: frames whose masks are kept, and frames predicted as active.
-
-    An answer without [LOC] has no probabilities: nothing is refined, and its active frames are those with a mask.
-    """
-    if not protocol.loc_refine or record.loc_probs is None:
-        return np.ones_like(not_empty), not_empty
-    kept = np.asarray(record.loc_probs) >= protocol.loc_threshold
-    return kept, kept
-
-
-def _predicted_masks(record: Record, shape: tuple[int, ...]) -> np.ndarray:
-    """bool [U, H, W] before refinement; empty where there was no [SEG]."""
-    masks = np.zeros(shape, dtype=bool)
-    for index, rle in enumerate(record.masks):
-        if rle is not None:
-            masks[index] = decode_rle(rle)
-    return masks
-
-
-def _object_choice(pred: np.ndarray, truth: Truth, query: Query, id_maps: list[np.ndarray | None]) -> dict:
-    """Which object of the clip the unrefined in-window masks overlap best, as a tube IoU, and the odds of a guess.
-
-    Only objects visible on the in-window frames compete. A question without a visible answer object has no value.
-    """
-    overlap, area, predicted = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64), 0
-    for mask, ids, inside in zip(pred, id_maps, truth.in_window):
-        if inside and ids is not None:
-            overlap += np.bincount(ids[mask], minlength=256)
-            area += np.bincount(ids.ravel(), minlength=256)
-            predicted += int(mask.sum())
-    visible = np.flatnonzero(area[1:]) + 1
-    answers = np.intersect1d(visible, np.asarray(query.object_ids, dtype=np.int64))
-    if len(answers) == 0:
-        return {}
-    iou = overlap[visible] / (area[visible] + predicted - overlap[visible])
-    correct = iou.max() > 0 and visible[iou.argmax()] in answers
-    return {"object_accuracy": float(correct), "object_chance": len(answers) / len(visible)}
-
-
-def _counts(truth: Truth | None, record: Record | None, listed: np.ndarray) -> dict:
-    """Numbers of listed frames and token facts of one question."""
-    counts = {
-        "listed_frames": len(listed),
-        "window_frames": 0,
-        "empty_truth_frames": 0,
-        "window_frames_without_mask_file": 0,
-        "seg_frames": 0 if record is None else sum(mask is not None for mask in record.masks),
-        "has_loc": record is not None and record.loc_probs is not None,
-        "forced_seg": record is not None and record.forced_seg,
-        "forced_loc": record is not None and record.forced_loc,
-    }
-    if truth is not None:
-        where = np.searchsorted(np.unique(listed), listed)
-        counts["window_frames"] = int(truth.in_window[where].sum())
-        counts["empty_truth_frames"] = int((~truth.target.any(axis=(1, 2)))[where].sum())
-        counts["window_frames_without_mask_file"] = int((truth.in_window & ~truth.has_file)[where].sum())
-    return counts
-
-
-def _find_record(
-    video: VideoRecord, query: Query, output_dir: str | Path, listed: np.ndarray, fingerprint: str | None
-) -> tuple[Record | None, str | None]:
-    """The question's record, or None and the reason why there is no usable one."""
+def _read_scores(path: Path) -> dict[str, dict]:
+    """Entries of a file of scores by question; nothing if there is no such file or it is not one."""
     try:
-        record = read_record(output_dir, video.video_id, query.query_id)
-    except DataError as error:
-        return None, f"no prediction: {error}"
-    if not record.ok:
-        return None, record.reason or "failed without a reason"
-    if fingerprint is not None and record.fingerprint != fingerprint:
-        return None, "the record was made under other settings; predict again"
-    if record.listed_frames != listed.tolist():
-        return None, "the record was made on other frames; predict again"
-    return record, None
+        value = read_json(path)
+    except (DataError, OSError):
+        return {}
+    if not isinstance(value, dict) or value.get("format") != SCORES_FORMAT:
+        return {}
+    return {
+        name: entry
+        for name, entry in value.get("questions", {}).items()
+        if isinstance(entry, dict) and {"key", "score"} <= entry.keys()
+    }
+
+
+def _truth_files(video: VideoRecord, indices: np.ndarray) -> list:
+    """Name, size and time of change of every mask of the clip and of the listed frames."""
+    paths = [*video.read_object_mask.mask_paths, *(video.frame_paths[index] for index in indices)]
+    return [None if path is None else [path.name, *_size_and_time(path)] for path in paths]
+
+
+def _size_and_time(path: Path) -> list:
+    try:
+        found = path.stat()
+    except OSError:
+        return [None, None]
+    return [found.st_size, found.st_mtime_ns]
+
+
+@functools.lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Digest of the source files that a score depends on."""
+    here = Path(__file__).parent
+    names = ("score.py", "measures.py", "truth.py", "protocol.py", "summary.py", "../utils/masks.py")
+    names += ("../datasets/corpus.py", "../datasets/sample.py", "../datasets/sampling.py")
+    files = [*(here / name for name in names), *sorted(here.glob("metrics*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]

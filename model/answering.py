@@ -1,4 +1,4 @@
-"""Reading and answering questions about an encoded video."""
+"""Encoding a video, and reading and answering questions about it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """How to answer; the arguments of :meth:`model.mora.MoraModel.answer`, in its order."""
+    """How to answer; the arguments of :meth:`model.mora.MoraModel.answer`, in its order, and two more.
+
+    Attributes:
+        mask_threshold: give masks instead of logits: bool, above this. An eighth of the memory, and a fourth of what
+            is copied from the device; None gives logits.
+        frames_per_pass: at most so many masks are decoded together; None: as many as fit.
+    """
 
     answer_mode: str
     forced_answer_ids: Tensor | Sequence[Tensor] | None
@@ -30,6 +36,8 @@ class Request:
     force_loc_token: bool
     eos_token_id: int | None
     use_cache: bool
+    mask_threshold: float | None = None
+    frames_per_pass: int | None = None
 
 
 @dataclass
@@ -57,6 +65,31 @@ class Question:
     def before(self, row: int, index: int) -> Tensor:
         """State that predicts token ``index`` of a row's answer, [D]."""
         return self.states[row, len(self.suffix) + index]
+
+
+@torch.no_grad()
+def encode(
+    model: MoraModel,
+    clip_pixels: Tensor,
+    sam_pixels: Tensor,
+    resized_size: tuple[int, int],
+    original_size: tuple[int, int],
+    frames_per_pass: int | None = None,
+) -> VideoContext:
+    """Everything about a video that no question changes; the model must be in eval mode.
+
+    Args:
+        model: on the device of the pixels.
+        clip_pixels: float [T, 3, c, c].
+        sam_pixels: float [T, 3, S, S], zero outside ``resized_size``.
+        resized_size: (h, w) of a frame inside SAM's square.
+        original_size: (H, W) of the frames.
+        frames_per_pass: at most so many frames go through an encoder together; None: as many as fit.
+    """
+    parts = clip_pixels.split(frames_per_pass or len(clip_pixels))
+    visual = model.projector(torch.cat([model.vision_features(part) for part in parts]))
+    embeddings = model.sam.encode(sam_pixels, frames_per_pass, resized_size)
+    return VideoContext(embeddings, visual, tuple(resized_size), tuple(original_size))
 
 
 def prefix_of(model: MoraModel, context: VideoContext, ids: list[int], has_image: bool, use_cache: bool) -> Prefix:
@@ -123,10 +156,12 @@ def answer(model: MoraModel, context: VideoContext, prompts: Sequence[Tensor], r
             question.states = states
         questions.update({number: question for (number, _, _), question in zip(members, group)})
     ordered = [questions[number] for number in range(len(prompts))]
-    masks, has_seg = _masks(model, context, ordered, seg_id)
+    drawn, has_seg = _masks(model, context, ordered, seg_id, request)
     times = [_times(model, context, question, loc_id) for question in ordered]
+    logits, masks = (drawn, [None] * len(ordered)) if request.mask_threshold is None else ([None] * len(ordered), drawn)
     return [
-        Answer(q.answers, masks[i], has_seg[i], times[i], q.forced_seg, q.forced_loc) for i, q in enumerate(ordered)
+        Answer(q.answers, logits[i], has_seg[i], times[i], q.forced_seg, q.forced_loc, masks[i])
+        for i, q in enumerate(ordered)
     ]
 
 
@@ -172,10 +207,10 @@ def _teacher_forced(question: Question) -> Tensor:
 
 
 def _masks(
-    model: MoraModel, context: VideoContext, questions: list[Question], seg_id: int
+    model: MoraModel, context: VideoContext, questions: list[Question], seg_id: int, request: Request
 ) -> tuple[Tensor, Tensor]:
-    """Masks of all questions from one call of the decoder: logits float32 [K, T, H, W] and has_seg bool [K, T]."""
-    frames = context.num_frames
+    """Masks of all questions: logits float32 [K, T, H, W], or bool above the threshold; and has_seg bool [K, T]."""
+    frames, threshold = context.num_frames, request.mask_threshold
     states, owners, prompts, places = [], [], [], []
     for number, question in enumerate(questions):
         rows = len(question.answers)
@@ -187,25 +222,27 @@ def _masks(
                 prompts += [len(states)] * len(targets)
                 owners += [number] * len(targets)
                 states.append(question.before(row, index))
-    logits = torch.full((len(questions), frames, *context.original_size), NO_MASK_LOGIT)
-    has_seg = torch.zeros(len(questions), frames, dtype=torch.bool)
     device = context.sam_embeddings.device
-    logits, has_seg = logits.to(device), has_seg.to(device)
+    shape, nothing = (len(questions), frames, *context.original_size), NO_MASK_LOGIT if threshold is None else False
+    drawn = torch.full(shape, nothing, device=device)
+    has_seg = torch.zeros(len(questions), frames, dtype=torch.bool)
+    has_seg[owners, places] = True
     if states:
         embeds = model.prompt_embeddings(torch.stack(states))
         low_res, _ = model.sam.decode(
             context.sam_embeddings[torch.tensor(places, device=device)],
             embeds[torch.tensor(prompts, device=device)][:, None],
+            request.frames_per_pass,
         )
-        for start in range(0, len(places), frames):
+        step = request.frames_per_pass or frames
+        for start in range(0, len(places), step):
             # Full-size logits of a few masks at a time: a hundred at 720p would be a gigabyte of temporaries.
-            part = model.sam.postprocess(
-                low_res[start : start + frames], context.resized_size, context.original_size
-            )
+            part = model.sam.postprocess(low_res[start : start + step], context.resized_size, context.original_size)
+            part = part if threshold is None else part > threshold
             for mask, number, frame in zip(part, owners[start:], places[start:]):
-                logits[number, frame] = torch.maximum(logits[number, frame], mask)
-                has_seg[number, frame] = True
-    return logits, has_seg
+                # The highest logit of several masks; of thresholded ones, their union.
+                drawn[number, frame] = torch.maximum(drawn[number, frame], mask)
+    return drawn, has_seg.to(device)
 
 
 def _times(model: MoraModel, context: VideoContext, question: Question, loc_id: int | None) -> Tensor | None:

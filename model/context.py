@@ -69,15 +69,18 @@ class Answer:
         token_ids: ids of the answer, one list per LLM row (R = T rows in "frame" mode, else 1); no end token. Forced
             tokens are included.
         mask_logits: float32 [T, H, W]; above 0 is inside. The highest of several masks; ``NO_MASK_LOGIT`` without one.
+            None if masks were asked for.
         has_seg: bool [T], whether a [SEG] stands behind the frame's mask.
         loc_probs: float32 [T] in 0..1, or None without a [LOC] head or token.
         forced_seg: a missing [SEG] was appended in some row.
         forced_loc: a missing [LOC] was appended in some row.
+        masks: bool [T, H, W], the union of several, if masks were asked for by a threshold; else None.
     """
 
     token_ids: list[list[int]]
-    mask_logits: Tensor
+    mask_logits: Tensor | None
     has_seg: Tensor
     loc_probs: Tensor | None
     forced_seg: bool = False
     forced_loc: bool = False
+    masks: Tensor | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +46,67 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _read_integer(name: str) -> int:
-    value = os.environ[name]
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher said about this process: 0 <= rank < size, and its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+def find_launch(environment: Mapping[str, str] | None = None) -> Launch:
+    """This process's place by ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK`` (torchrun, deepspeed, accelerate), or by the
+    variables of an ``srun`` step; a single process without any.
+
+    Args:
+        environment: default ``os.environ``.
+
+    Raises:
+        ConfigError: the variables make no sense.
+    """
+    environment = os.environ if environment is None else environment
+    if "RANK" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif read_integer(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    else:
+        return Launch()
+    rank, size, local_rank = (read_integer(environment, name, value) for name, value in zip(names, (0, 1, 0)))
+    if not 0 <= rank < size:
+        raise ConfigError(f"{names[0]}={rank} is not below {names[1]}={size}; unset both or use a launcher")
+    return Launch(rank, size, local_rank)
+
+
+def read_integer(environment: Mapping[str, str], name: str, default: int) -> int:
+    """An environment variable that is a number, not negative.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    value = environment.get(name, str(default))
     if not value.isdigit():
         raise ConfigError(f"environment variable {name}={value!r} is not a number; unset it or use a launcher")
     return int(value)
 
 
+def gpu_of(local_rank: int, gpus: int) -> int:
+    """Which of the visible GPUs a process uses that works for itself.
+
+    Raises:
+        ConfigError: there are several GPUs, but fewer than processes.
+    """
+    if local_rank < gpus:
+        return local_rank
+    if gpus == 1:  # a launcher that shows every process a GPU of its own
+        return 0
+    raise ConfigError(
+        f"process {local_rank} of this machine has no GPU: there are {gpus}; start as many processes as there are GPUs"
+    )
+
+
 def _fill_environment() -> tuple[int, int, int]:
-    """What a launcher would have set; ``srun`` says it in variables of its own.
+    """Set what a launcher would have set.
 
     Returns:
         rank, local rank, number of processes.
@@ -61,21 +114,13 @@ def _fill_environment() -> tuple[int, int, int]:
     Raises:
         ConfigError: the variables make no sense.
     """
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    launch = find_launch()
+    if "RANK" not in os.environ and launch.size == 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.update(RANK=str(launch.rank), LOCAL_RANK=str(launch.local_rank), WORLD_SIZE=str(launch.size))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "24999")
-    rank, local_rank, size = (_read_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    if not 0 <= rank < size:
-        raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={size}; unset both or use a launcher")
-    return rank, local_rank, size
+    return launch.rank, launch.local_rank, launch.size
 
 
 def start_world(use_cuda: bool | None = None) -> World:
@@ -109,22 +154,27 @@ def start_world(use_cuda: bool | None = None) -> World:
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
         device = torch.device("cpu")
-    _share_threads(size)
+    share_threads(size)
     if not is_running():
         dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     return World(rank, local_rank, size, device)
 
 
-def _share_threads(world_size: int) -> None:
+def share_threads(world_size: int) -> None:
     """Split the cores among the processes of this machine, unless OMP_NUM_THREADS says otherwise.
 
     Two processes with all cores each spin against each other and are several times slower than one thread each.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return
+    torch.set_num_threads(cores_per_process(world_size))
+
+
+def cores_per_process(world_size: int) -> int:
+    """Cores of this machine for each of its processes, at least 1; all may be on this machine unless it is known."""
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // max(1, local_size)))
+    return max(1, cores // max(1, local_size))
 
 
 def is_running() -> bool:

@@ -72,12 +72,15 @@ class DummyPredictor:
         self.protocol, self.rule, self.loc = protocol, rule, loc
         self.encoded, self.asked = [], []
 
-    def encode(self, video_id, frames):
-        self.encoded.append(video_id)
+    def prepare(self, video_id, frames):
         assert all(frame.shape == (HEIGHT, WIDTH, 3) for frame in frames)
         return video_id, len(frames)
 
-    def answer(self, context, questions):
+    def encode(self, prepared, frames_per_pass=None):
+        self.encoded.append(prepared[0])
+        return prepared
+
+    def answer(self, context, questions, frames_per_pass=None):
         video = self.videos[context[0]]
         self.asked.append([query.query_id for query in questions])
         frames = np.unique(self.protocol.sample(len(video.frame_paths)))

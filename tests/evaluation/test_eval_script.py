@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ STAND_IN = """#!/usr/bin/env bash
 echo "$@" >> "$LOG_OF_CALLS"
 case "$1" in
   */zero_to_fp32.py) touch "$3" ;;
-  merge_lora*) while [ "$1" != --save_path ]; do shift; done; mkdir -p "$2"; touch "$2/config.json" ;;
+  merge_lora*)
+    sleep "${MERGE_SECONDS:-0}"
+    while [ "$1" != --save_path ]; do shift; done
+    mkdir -p "$2"; touch "$2/config.json" ;;
 esac
 """
 
@@ -25,7 +29,8 @@ def launch(tmp_path, project_root):
     python.chmod(0o755)
 
     def run(**variables) -> tuple[int, list[str], str]:
-        log.unlink(missing_ok=True)
+        if "MERGE_SECONDS" not in variables:
+            log.unlink(missing_ok=True)
         environment = {**os.environ, "PYTHON": str(python), "LOG_OF_CALLS": str(log), "LOG_BASE_DIR": str(tmp_path)}
         command = ["bash", "scripts/eval_groundmore_ckpt.sbatch"]
         done = subprocess.run(
@@ -74,6 +79,24 @@ def test_switches(launch, tmp_path):
     assert calls[0].endswith("--num_frames 20 --force_seg_token --use_loc_refine --loc_threshold 0.3")
     _, calls, _ = launch(CKPT_DIR=model, EVAL_NAME="x", USE_LOC_REFINE="0")
     assert calls[0].endswith("--num_frames 20 --force_seg_token --force_loc_token")
+
+
+def test_several_gpus(launch, tmp_path):
+    model = checkpoint(tmp_path / "model", "config.json")
+    _, calls, _ = launch(CKPT_DIR=model, EVAL_NAME="x", NUM_GPUS="4")
+    words = "-m torch.distributed.run --standalone --nproc_per_node 4 evaluate_groundmore.py --version"
+    assert len(calls) == 1 and calls[0].startswith(words)
+
+
+def test_jobs_of_an_array_export_once(launch, tmp_path):
+    deepspeed = checkpoint(tmp_path / "c", "zero_to_fp32.py")
+    variables = {"CKPT_DIR": deepspeed, "BASE_MODEL": "base", "EVAL_NAME": "x", "MERGE_SECONDS": "0.3"}
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: launch(**variables), range(3)))
+    assert [code for code, _, _ in done] == [0] * 3, done
+    calls = (tmp_path / "calls").read_text().splitlines()
+    counts = [sum(word in call for call in calls) for word in ("zero_to_fp32", "merge_lora", "evaluate_ground")]
+    assert counts == [1, 1, 3]
 
 
 def test_what_is_missing_is_named(launch, tmp_path):

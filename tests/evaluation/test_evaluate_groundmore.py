@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from datasets.groundmore import GroundMoRe
 from datasets.tokenization import load_tokenizer
 from evaluate_groundmore import main
 from evaluation.arguments import parse_arguments, protocol_of
-from evaluation.pictures import choose_questions
 from evaluation.predictor import MoraPredictor, control_order
 from evaluation.protocol import make_protocol
 from evaluation.records import read_record, write_record
@@ -81,16 +79,14 @@ def test_the_whole_program(flags, tmp_path, capsys):
     assert summary["counts"]["questions_ok"] == 4 and summary["counts"]["questions_with_forced_seg"] == 4
     assert summary["run"]["settings"]["protocol"]["num_frames"] == 6
     assert "Final Descriptive JF" in (tmp_path / "result.txt").read_text()
-    pictures = sorted(path.name for path in (out / "pictures").iterdir())
-    assert pictures == ["00_best.png", "01_best.png", "02_best.png", "03_best.png", "index.html"]
-    page = (out / "pictures" / "index.html").read_text()
-    assert all(f'src="{name}"' in page for name in pictures[:-1]) and "What moves first?" in page
-    assert Image.open(out / "pictures" / "00_best.png").size[0] > 800
+    page = (out / "report.html").read_text()
+    assert "What moves first?" in page and summary["run"]["fingerprint"] in page
 
     before = tree(out)
     assert main(flags) == 0
     assert "kept 4 recorded earlier" in capsys.readouterr().out
     assert tree(out) == before
+    assert sorted(path.name for path in (out / "scores").iterdir()) == ["alpha_0000_0004.json", "beta_0110_0114.json"]
 
 
 def test_records_are_scored_again_under_another_threshold(flags, corpus_paths, tmp_path, capsys):
@@ -120,15 +116,15 @@ def test_other_settings_in_the_same_folder(flags, capsys):
 def test_a_question_that_fails_ends_non_zero(flags, tmp_path, monkeypatch, capsys):
     answer = MoraPredictor.answer
 
-    def failing(self, context, questions):
+    def failing(self, context, questions, frames_per_pass=None):
         if any(query.query_id == "1" for query in questions):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(self, context, questions)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB. GPU 0 has 17.3 MiB free")
+        return answer(self, context, questions, frames_per_pass)
 
     monkeypatch.setattr(MoraPredictor, "answer", failing)
     assert main(flags) == 1
     printed = capsys.readouterr().out
-    assert "FAILED: 1 questions" in printed and "OutOfMemoryError: CUDA out of memory" in printed
+    assert "FAILED: 1 questions" in printed and "OutOfMemoryError: CUDA out of memory\n" in printed
     assert "# questions 4, failed 1 (each counts as 0)" in (tmp_path / "result.txt").read_text()
 
 
@@ -149,12 +145,23 @@ def test_a_full_disk_keeps_the_records_written_so_far(flags, tmp_path, monkeypat
     assert "predicted 2 questions, kept 2 recorded earlier" in capsys.readouterr().out
 
 
-def test_limit_and_video(flags, tmp_path):
+def test_limit_video_and_question(flags, tmp_path, capsys):
     assert main([*flags, "--limit", "1", "--pictures", "0"]) == 0
     assert [path.name for path in (tmp_path / "out" / "records").iterdir()] == ["alpha_0000_0004"]
     assert main([*flags, "--video", "beta_0110_0114", "--pictures", "0"]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["counts"]["questions"] == 2 and summary["run"]["selection"]["video"] == ["beta_0110_0114"]
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "out" / "records" / "beta_0110_0114").iterdir()}
+    flags[flags.index("--output_dir") + 1] = str(tmp_path / "other")
+    assert main([*flags, "--question", "b", "--question", "1", "--pictures", "0"]) == 0
+    summary = json.loads((tmp_path / "other" / "summary.json").read_text())
+    assert summary["counts"]["questions"] == 2 and summary["run"]["selection"]["question"] == ["b", "1"]
+    # A question alone is asked with those of its clip, so its record is the same.
+    assert (tmp_path / "other" / "records" / "beta_0110_0114" / "b.json").read_bytes() == whole["b.json"]
+    assert not (tmp_path / "other" / "records" / "beta_0110_0114" / "a.json").exists()
+    capsys.readouterr()
+    assert main([*flags, "--video", "alpha_0000_0004", "--question", "b"]) == 2
+    assert "--question b: not in the videos named" in capsys.readouterr().err
 
 
 def test_every_flag_mistake_is_listed_at_once(capsys, tmp_path):
@@ -211,10 +218,11 @@ def test_flags_reach_the_protocol(flags):
 def test_frame_control_disturbs_only_what_the_language_model_sees(model, tokenizer, corpus):
     video = corpus[0]
     frames = [read_frame(path) for path in video.frame_paths[:6]]
-    contexts = {
-        control: MoraPredictor(model, tokenizer, make_protocol(frame_control=control)).encode(video.video_id, frames)
+    predictors = {
+        control: MoraPredictor(model, tokenizer, make_protocol(frame_control=control))
         for control in ("none", "repeat_first", "shuffle")
     }
+    contexts = {name: each.encode(each.prepare(video.video_id, frames)) for name, each in predictors.items()}
     for control in ("repeat_first", "shuffle"):
         assert torch.equal(contexts[control].sam_embeddings, contexts["none"].sam_embeddings)
         assert not torch.equal(contexts[control].visual, contexts["none"].visual)
@@ -232,7 +240,7 @@ def test_frame_control_disturbs_only_what_the_language_model_sees(model, tokeniz
 def test_texts_are_asked_as_the_protocol_says(model, tokenizer, corpus, monkeypatch, prompt, expected):
     video = corpus[0]
     asked = []
-    monkeypatch.setattr(model, "answer", lambda context, prompts, **rest: asked.extend(prompts) or [])
+    monkeypatch.setattr("model.answering.answer", lambda model, context, prompts, how: asked.extend(prompts) or [])
     predictor = MoraPredictor(model, tokenizer, make_protocol(prompt=prompt))
     predictor.answer(None, video.queries)
     assert len(asked) == len(video.queries)
@@ -247,9 +255,10 @@ def test_questions_together_equal_questions_alone(model, tokenizer, corpus):
     for fields in ({}, {"answer_mode": "forced"}):
         protocol = make_protocol(force_seg_token=True, force_loc_token=True, max_new_tokens=4, **fields)
         predictor = MoraPredictor(model, tokenizer, protocol)
-        together = predictor.answer(predictor.encode(video.video_id, frames), video.queries)
+        prepared = predictor.prepare(video.video_id, frames)
+        together = predictor.answer(predictor.encode(prepared), video.queries)
         for query, prediction in zip(video.queries, together):
-            alone = predictor.answer(predictor.encode(video.video_id, frames), [query])[0]
+            alone = predictor.answer(predictor.encode(prepared), [query])[0]
             assert alone.answers == prediction.answers and "[SEG]" in alone.answers[0]
             assert np.allclose(alone.loc_probs, prediction.loc_probs, atol=1e-5)
             assert (alone.masks != prediction.masks).mean() < 1e-3
@@ -260,25 +269,12 @@ def test_a_model_that_says_nothing_has_no_masks_and_no_times(model, tokenizer, c
     video = corpus[0]
     frames = [read_frame(path) for path in video.frame_paths[:3]]
     predictor = MoraPredictor(model, tokenizer, make_protocol(max_new_tokens=1))
-    prediction = predictor.answer(predictor.encode(video.video_id, frames), video.queries[:1])[0]
+    prepared = predictor.prepare(video.video_id, frames)
+    prediction = predictor.answer(predictor.encode(prepared), video.queries[:1])[0]
     assert not prediction.has_seg.any() and not prediction.masks.any() and prediction.loc_probs is None
     silent = MoraPredictor(model, tokenizer, make_protocol(seg_only=True, force_seg_token=True, max_new_tokens=1))
-    prediction = silent.answer(silent.encode(video.video_id, frames), video.queries[:1])[0]
+    prediction = silent.answer(silent.encode(prepared), video.queries[:1])[0]
     assert prediction.has_seg.all() and prediction.forced_seg and prediction.loc_probs is None
-
-
-def test_choosing_questions():
-    scores = [
-        {"status": "ok", "query_id": str(k), "rows": {"model": {"JF": k / 10}}} for k in range(10)
-    ] + [{"status": "failed", "query_id": "x", "rows": {"model": {"JF": 0.0}}}]
-    chosen = choose_questions(scores, 3)
-    groups = [group for group, _ in chosen]
-    assert groups == ["random"] * 3 + ["best"] * 3 + ["worst"] * 3
-    ids = [score["query_id"] for _, score in chosen]
-    assert len(set(ids)) == 9 and "x" not in ids
-    assert ids[3:6] == ["9", "8", "7"] and ids[6:] == ["0", "1", "2"]
-    assert [score["query_id"] for _, score in choose_questions(scores[:2], 3)] == ["1", "0"]
-    assert choose_questions(scores, 0) == []
 
 
 def test_sigkill_and_restart(flags, tmp_path, project_root):

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
-from evaluation.predict import predict_corpus, select_videos
+from evaluation.predict import predict_corpus
 from evaluation.protocol import make_protocol
-from evaluation.records import (
-    Record,
-    fingerprint,
-    open_run,
-    read_record,
-    record_path,
-    weights_fingerprint,
-    write_record,
-)
+from evaluation.records import Record, fingerprint, open_run, read_record, record_path, write_record
+from evaluation.selection import select
+from evaluation.weights import weights_fingerprint
 from utils.errors import ConfigError, DataError
 from utils.masks import decode_rle
 
@@ -53,6 +46,17 @@ def test_a_frame_without_seg_has_no_mask_in_the_record(corpus, dummy_predictor, 
     run(corpus, predictor, tmp_path)
     masks = read_record(tmp_path, "alpha_0000_0004", "1").masks
     assert [mask is None for mask in masks] == [True] * 3 + [False] * 5
+
+
+def test_an_answer_without_a_token_says_so_in_its_record(corpus, dummy_predictor, tmp_path):
+    run(
+        corpus,
+        dummy_predictor(corpus, PROTOCOL, lambda v, q, i: None if q.query_id == "1" else perfect(v, q, i)),
+        tmp_path,
+    )
+    records = [read_record(tmp_path, "alpha_0000_0004", query) for query in "01"]
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert [record.reason for record in records] == [None, "the answer has no [SEG]; its masks are empty"]
 
 
 def test_a_listed_frame_of_a_short_clip_is_predicted_once(corpus, dummy_predictor, tmp_path):
@@ -136,8 +140,23 @@ def test_one_bad_question_does_not_fail_the_others_and_is_tried_again(corpus, du
     assert summary.failures == [("alpha_0000_0004", "1", "RuntimeError: CUDA out of memory")]
     record = read_record(tmp_path, "alpha_0000_0004", "1")
     assert record.status == "failed" and record.reason == "RuntimeError: CUDA out of memory" and not record.ok
-    assert run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), tmp_path).written == 1
+    # Question 0 was asked alone then, so it is recorded again as well, in the company that it has without a failure.
+    summary = run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), tmp_path)
+    assert (summary.written, summary.reused) == (2, 2)
     assert read_record(tmp_path, "alpha_0000_0004", "1").ok
+
+
+def test_what_failed_is_written_last_so_that_a_kill_leaves_a_sign(corpus, dummy_predictor, tmp_path, monkeypatch):
+    def rule(video, query, index):
+        if query.query_id == "0":
+            raise RuntimeError("no")
+        return perfect(video, query, index)
+
+    run(corpus, dummy_predictor(corpus, PROTOCOL, rule), tmp_path)
+    written = []
+    monkeypatch.setattr("evaluation.predict.write_record", lambda folder, record: written.append(record.query_id))
+    run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), tmp_path)
+    assert written == ["1", "0"]
 
 
 def test_an_unreadable_frame_fails_its_video_only(corpus, dummy_predictor, tmp_path):
@@ -159,14 +178,64 @@ def test_a_programming_error_is_not_swallowed(corpus, dummy_predictor, tmp_path)
         run(corpus, dummy_predictor(corpus, PROTOCOL, rule), tmp_path)
 
 
-def test_selecting_videos(corpus):
-    assert select_videos(corpus, None, None) == [0, 1]
-    assert select_videos(corpus, ["beta_0110_0114"], None) == [1]
-    assert select_videos(corpus, None, 1) == [0]
-    with pytest.raises(ConfigError, match="gamma"):
-        select_videos(corpus, ["gamma"], None)
-    with pytest.raises(ConfigError, match="at least 1"):
-        select_videos(corpus, None, 0)
+def test_what_changed_is_said_and_only_that_is_predicted_again(corpus, dummy_predictor, tmp_path, caplog):
+    run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), tmp_path / "out")
+    alpha, beta = corpus
+    asked_anew = dataclasses.replace(beta.queries[0], text="Who?")
+    added = dataclasses.replace(beta.queries[0], query_id="c")
+    frame = tmp_path / alpha.frame_paths[3].name
+    frame.write_bytes(alpha.frame_paths[3].read_bytes() + b"0")
+    videos = [
+        dataclasses.replace(alpha, frame_paths=(*alpha.frame_paths[:3], frame, *alpha.frame_paths[4:])),
+        dataclasses.replace(beta, queries=(asked_anew, beta.queries[1], added)),
+        dataclasses.replace(beta, video_id="gamma"),
+    ]
+    predictor = dummy_predictor(videos, PROTOCOL, perfect)
+    summary = run(videos, predictor, tmp_path / "out")
+    assert (summary.written, summary.reused) == (2 + 2 + 2, 1)
+    assert "3 records here cannot be used and are made again: 1 of another question text, 2 of other frame files" in (
+        caplog.text
+    )
+    # An unlisted frame does not matter, nor does a window or an answer, which no prediction depends on.
+    assert 4 not in PROTOCOL.sample(24)
+    videos[0] = dataclasses.replace(videos[0], frame_paths=(*videos[0].frame_paths[:4], frame, *alpha.frame_paths[5:]))
+    videos[1] = dataclasses.replace(videos[1], queries=(*videos[1].queries[:2], dataclasses.replace(added, answer="?")))
+    caplog.clear()
+    assert run(videos, predictor, tmp_path / "out").written == 0 and not caplog.text
+
+
+def test_processes_may_open_a_folder_at_once_and_overwrite_their_own_videos(corpus, dummy_predictor, tmp_path):
+    run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), tmp_path)
+    before = (tmp_path / "run.json").stat().st_mtime_ns
+    settings = {"protocol": PROTOCOL.prediction_settings()}
+    open_run(tmp_path, settings)
+    assert (tmp_path / "run.json").stat().st_mtime_ns == before
+    open_run(tmp_path, settings, overwrite=True, overwrite_videos=["alpha_0000_0004"])
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["beta_0110_0114"]
+    open_run(tmp_path, settings, overwrite=True)
+    assert not (tmp_path / "records").exists()
+
+
+def test_selecting_videos_and_questions(corpus):
+    def chosen(*arguments):
+        return [(each.video.video_id[:5], *each.questions) for each in select(corpus, *arguments)]
+
+    assert chosen() == [("alpha", "0", "1"), ("beta_", "a", "b")]
+    assert chosen(["beta_0110_0114"]) == [("beta_", "a", "b")]
+    assert chosen(None, None, 1) == [("alpha", "0", "1")]
+    assert chosen(None, ["1", "b", "1"]) == [("alpha", "1"), ("beta_", "b")]
+    assert chosen(None, ["b"], 1) == [("beta_", "b")]  # the first video that has the question
+    assert chosen(["beta_0110_0114"], ["b"]) == [("beta_", "b")]
+    assert [len(each.video.queries) for each in select(corpus, None, ["b"])] == [2]
+    assert [query.query_id for query in select(corpus, None, ["b"])[0].scored.queries] == ["b"]
+    for arguments, word in (
+        ((["gamma"],), "--video gamma"),
+        ((None, None, 0), "at least 1"),
+        ((None, ["c", "0"]), "--question c: not in any video"),
+        ((["beta_0110_0114"], ["0"]), "--question 0: not in the videos named"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            select(corpus, *arguments)
 
 
 def test_ids_with_slashes_and_dots_stay_inside_the_run_folder(tmp_path):
@@ -182,14 +251,23 @@ def test_a_damaged_record_names_its_file(tmp_path):
         read_record(tmp_path, "v", "0")
     path = record_path(tmp_path, "v", "0")
     path.parent.mkdir(parents=True)
-    for content in ("[]", '{"format": "other"}', '{"format": "mora-record-1", "video_id": "v"}'):
+    for content in ("[]", '{"format": "other"}', '{"format": "mora-record-2", "video_id": "v"}'):
         path.write_text(content)
         with pytest.raises(DataError, match="predict again") as caught:
             read_record(tmp_path, "v", "0")
         assert str(path) in str(caught.value)
     record = Record("v", "0", "?", "ok", "f", 3, [0, 1], frame_indices=[0, 1], size=[2, 2], masks=[None])
-    path.write_text(json.dumps({"format": "mora-record-1", **dataclasses.asdict(record)}))
+    write_record(tmp_path, record)
     with pytest.raises(DataError, match="2 frames but 1 masks"):
+        read_record(tmp_path, "v", "0")
+    masks = [{"size": [2, 2], "counts": "04"}, {"size": [2, 3], "counts": "06"}]
+    write_record(tmp_path, dataclasses.replace(record, masks=masks))
+    with pytest.raises(DataError, match=r"a mask of \[2, 3\] among masks of \[2, 2\]"):
+        read_record(tmp_path, "v", "0")
+    write_record(tmp_path, dataclasses.replace(record, masks=[masks[0], None]))
+    assert read_record(tmp_path, "v", "0").masks == [masks[0], None]
+    path.write_text(path.read_text().replace('"04"', '"13"'))
+    with pytest.raises(DataError, match="damaged"):
         read_record(tmp_path, "v", "0")
 
 

@@ -51,7 +51,8 @@ def test_perfect_predictions_score_one(corpus, dummy_predictor, tmp_path):
     assert [rows[q]["false_positive_rate"] for q in "01ab"] == [0, 0, 0, None]
     assert rows["a"]["object_chance"] == 1.0  # both visible objects are answers
     table = summary["rows"]["model"]["table"]
-    assert table[OVERALL]["JF"] == {"mean": 1.0, "stderr": 0.0, "N": 4}
+    cell = table[OVERALL]["JF"]
+    assert (cell["mean"], cell["stderr"], cell["N"]) == (1.0, 0.0, 4)
     assert {name: table[name]["N"] for name in table} == {
         OVERALL: 4, "Causal": 1, "Sequential": 1, "Counterfactual": 1, "Descriptive": 1
     }
@@ -199,6 +200,70 @@ def test_an_unclipped_window_outside_the_clip_has_an_empty_truth(corpus_paths, d
     row = by_query(scores)["0"]
     assert row["JF"] == 1 and row["window_J"] is None and row["object_accuracy"] is None
     assert summary["counts"]["questions_without_frame_in_window"] == 1
+
+
+def test_details_of_every_frame(corpus, dummy_predictor, tmp_path):
+    def clock(video, query, index):
+        return 0.9 if index > 3 else 0.1
+
+    scores, _, _ = evaluate(corpus, dummy_predictor, tmp_path, object_everywhere, clock, loc_refine=True)
+    frames = {score["query_id"]: score["frames"] for score in scores}
+    assert all({len(values) for values in each.values()} == {8} for each in frames.values())
+    assert frames["0"] == {
+        "index": [0, 3, 7, 10, 13, 16, 20, 23],
+        "times": [1] * 8,
+        "in_window": [True] * 4 + [False] * 4,
+        "visible": [True] * 8,
+        "J": [0.0] * 2 + [1.0] * 2 + [0.0] * 4,
+        "F": [0.0] * 2 + [1.0] * 2 + [0.0] * 4,
+        "raw_J": [1.0] * 4 + [0.0] * 4,
+        "raw_F": [1.0] * 4 + [0.0] * 4,
+        "shown": [True] * 8,
+        "kept": [False] * 2 + [True] * 6,
+        "object_J": [1.0] * 8,
+        "loc": [0.1] * 2 + [0.9] * 6,
+    }
+    # Clip beta has no mask file for frame 0: nothing is visible, nothing shown, and that agrees.
+    assert frames["b"]["visible"] == frames["b"]["shown"] == [False] + [True] * 7
+    assert frames["b"]["object_J"] == [1.0] * 8
+    for score in scores:
+        times = np.array(score["frames"]["times"])
+        for measure, row in (("J", "model"), ("F", "model"), ("raw_J", "no_refinement"), ("raw_F", "no_refinement")):
+            mean = (np.array(score["frames"][measure]) * times).sum() / times.sum()
+            assert mean == pytest.approx(score["rows"][row][measure[-1]])
+    scores, _, _ = evaluate(corpus, dummy_predictor, tmp_path / "repeats", target, num_frames=40)
+    frames = scores[0]["frames"]
+    assert sum(frames["times"]) == 40 and max(frames["times"]) == 2 and frames["loc"] is None
+
+
+def test_details_of_the_objects(corpus, dummy_predictor, tmp_path):
+    def box(video, query, index):
+        mask = np.zeros((24, 32), dtype=bool)
+        if query.query_id == "1":
+            mask[12:20, 20:25] = True  # object 2
+            mask[:2, :] = True
+        elif query.query_id == "0":
+            mask[12:20, 20:25] = True  # another object than the answer
+        return mask
+
+    scores, _, _ = evaluate(corpus, dummy_predictor, tmp_path, box)
+    objects = {score["query_id"]: score["objects"] for score in scores}
+    assert objects["1"] == {
+        "answer": [2], "visible": [1, 2], "best": 2, "best_iou": 40 / 104, "answer_iou": 40 / 104
+    }
+    assert objects["0"] == {"answer": [1], "visible": [1, 2], "best": 2, "best_iou": 1.0, "answer_iou": 0.0}
+    assert objects["a"] == {"answer": [1, 2], "visible": [1, 2], "best": None, "best_iou": None, "answer_iou": 0.0}
+    assert [row["object_accuracy"] for row in by_query(scores).values()] == [0, 1, 0, 0]
+
+
+def test_failed_questions_have_no_details(corpus, dummy_predictor, tmp_path):
+    def rule(video, query, index):
+        if query.query_id == "1":
+            raise RuntimeError("no")
+        return target(video, query, index)
+
+    scores, _, _ = evaluate(corpus, dummy_predictor, tmp_path, rule)
+    assert [score["frames"] is None and score["objects"] is None for score in scores] == [False, True, False, False]
 
 
 def test_the_pool_gives_the_same_scores(corpus, dummy_predictor, tmp_path, monkeypatch):

@@ -1,0 +1,128 @@
+"""Scores are made once: what they depend on, and nothing else, makes them anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+
+import pytest
+
+from datasets.groundmore import GroundMoRe
+from evaluation import score as module
+from evaluation.pool import ScoringPool
+from evaluation.predict import predict_corpus
+from evaluation.protocol import make_protocol
+from evaluation.records import open_run, read_record, scores_path, write_record
+from evaluation.score import score_corpus
+from evaluation.selection import select
+
+PROTOCOL = make_protocol(num_frames=8)
+ALPHA, BETA = "alpha_0000_0004", "beta_0110_0114"
+
+
+@pytest.fixture
+def data(corpus_paths, tmp_path):
+    """A copy of the corpus that a test may change: (meta_file, video_root)."""
+    shutil.copytree(corpus_paths[0].parent, tmp_path / "data")
+    return tmp_path / "data" / corpus_paths[0].name, tmp_path / "data" / corpus_paths[1].name
+
+
+@pytest.fixture
+def folder(data, dummy_predictor, tmp_path):
+    """A run folder with records of perfect masks."""
+    corpus = GroundMoRe(*data)
+    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: v.read_target(q, i), lambda *_: 0.7)
+    mark = open_run(tmp_path / "out", PROTOCOL.prediction_settings())
+    predict_corpus(corpus, predictor, tmp_path / "out", PROTOCOL, mark)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Ids of the questions that are scored, not read."""
+    ids, score = [], module.score_question
+
+    def counted(truth, record, query, *rest):
+        ids.append(query.query_id)
+        return score(truth, record, query, *rest)
+
+    monkeypatch.setattr(module, "score_question", counted)
+    return ids
+
+
+def scored(made, data, folder, protocol=PROTOCOL, **options):
+    """(ids scored anew, scores)."""
+    made.clear()
+    scores = score_corpus(list(GroundMoRe(*data)), folder, protocol, **options)
+    return "".join(made), scores
+
+
+def test_nothing_is_scored_twice(made, data, folder):
+    ids, first = scored(made, data, folder)
+    assert ids == "01ab"
+    assert scored(made, data, folder) == ("", first)
+    scores_path(folder, ALPHA).write_text("{")
+    assert scored(made, data, folder) == ("01", first)
+    content = json.loads(scores_path(folder, ALPHA).read_text())
+    content["questions"]["1"]["key"] = "another"
+    scores_path(folder, ALPHA).write_text(json.dumps(content))
+    assert scored(made, data, folder) == ("1", first)
+
+
+def test_what_a_score_depends_on(made, data, folder, monkeypatch):
+    scored(made, data, folder)
+    record = read_record(folder, BETA, "a")
+    write_record(folder, dataclasses.replace(record, masks=[None] * 8))
+    ids, scores = scored(made, data, folder)
+    assert ids == "a" and scores[2]["rows"]["model"]["window_J"] == 0
+    annotation = json.loads(data[0].read_text())
+    annotation["videos"][ALPHA]["questions"]["0"]["action_end"] = "00:03"
+    data[0].write_text(json.dumps(annotation))
+    assert scored(made, data, folder)[0] == "0"
+    assert scored(made, data, folder, make_protocol(num_frames=8, loc_refine=True))[0] == "01ab"
+    mask = data[1] / ALPHA / "masks" / "frame_000005.png"  # not listed, but it may hold an object looked for
+    os.utime(mask, ns=(1, 1))
+    assert scored(made, data, folder, make_protocol(num_frames=8, loc_refine=True))[0] == "01"
+    assert scored(made, data, folder, fingerprint="another")[0] == "01ab"
+    module.code_digest.cache_clear()
+    monkeypatch.setattr(module, "code_digest", lambda: "newer")
+    assert scored(made, data, folder, fingerprint="another")[0] == "01ab"
+
+
+def test_a_part_does_not_throw_away_the_rest(made, data, folder):
+    _, scores = scored(made, data, folder)
+    some = select(list(GroundMoRe(*data)), questions=["b"])
+    assert score_corpus([each.scored for each in some], folder, PROTOCOL) == [scores[3]]
+    write_record(folder, dataclasses.replace(read_record(folder, BETA, "b"), masks=[None] * 8))
+    made.clear()
+    score_corpus([each.scored for each in some], folder, PROTOCOL)
+    assert made == ["b"] and scored(made, data, folder)[0] == ""  # those of the others were kept
+
+
+def test_reasons_do_not_tell_where_the_folder_lies(data, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved")
+    for place in (folder, tmp_path / "moved"):
+        (place / "records" / ALPHA / "0.json").unlink()
+        (place / "records" / ALPHA / "1.json").write_text("{")
+    here, moved = (score_corpus(list(GroundMoRe(*data)), place, PROTOCOL) for place in (folder, tmp_path / "moved"))
+    assert here == moved
+    assert here[0]["reason"].startswith("no prediction: records/alpha_0000_0004/0.json: no such file")
+    assert "1.json: not valid JSON" in here[1]["reason"]
+
+
+def test_a_mask_that_cannot_be_decoded_fails_its_question(data, folder):
+    record = read_record(folder, ALPHA, "0")
+    masks = [{"size": [24, 32], "counts": "04"}, *record.masks[1:]]
+    write_record(folder, dataclasses.replace(record, masks=masks))
+    scores = score_corpus(list(GroundMoRe(*data)), folder, PROTOCOL)
+    assert [score["status"] for score in scores] == ["failed", "ok", "ok", "ok"]
+    assert "the record is damaged" in scores[0]["reason"] and scores[0]["rows"]["model"]["JF"] == 0
+
+
+def test_scores_are_made_here_if_the_pool_has_died(data, folder):
+    with ScoringPool(1) as pool:
+        assert pool.submit(os._exit, 1).exception(timeout=60) is not None
+        scores = score_corpus(list(GroundMoRe(*data)), folder, PROTOCOL, pool=pool)
+    assert [score["status"] for score in scores] == ["ok"] * 4
