@@ -14,6 +14,7 @@ from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import read_run
 from evaluation.report_page import LIMIT as PICTURES
 from evaluation.shards import find_shard
+from model.convert.sources import is_hub_name
 from utils.distributed import cores_per_process
 from utils.errors import ConfigError, Problems
 from utils.files import unusable_folder
@@ -47,8 +48,9 @@ Other thresholds need no new prediction:
 Every choice that changes a number is explained in docs/evaluation.md, printed with the result and stored in
 OUTPUT_DIR/summary.json.
 
-Exit code: 0; 1 if some questions failed (each counts as 0, and is tried again by the next run); 2 if the run could not
-go on; 130 or 143 if it was ended by Ctrl-C or SIGTERM.
+Exit code: 0; 1 if some questions failed (each counts as 0, and is tried again by the next run) or some answers had no
+[SEG] (scored as empty masks; --force_seg_token appends it); 2 if the run could not go on; 130 or 143 if it was ended by
+Ctrl-C or SIGTERM.
 """
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,6 +69,9 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vision_pretrained", metavar="FILE", help="SAM weights, only for what the model lacks")
     group.add_argument("--vision-tower", "--vision_tower", dest="vision_tower", metavar="PATH",
                        help="CLIP vision tower, if not the one the model names")  # fmt: skip
+    group.add_argument("--allow_unexpected", action="append", default=[], metavar="PATTERN",
+                       help="tensors of the model that may be left out, such as '*loc*' of a head in another layout; "
+                       "may be repeated")  # fmt: skip
     group.add_argument("--conv_type", choices=("llava_v1", "llava_llama_2", "plain"),
                        help="conversation template (default: the one the model was trained with)")  # fmt: skip
     group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 without")
@@ -105,6 +110,8 @@ def _add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--seg_only", "do not use the [LOC] head", None)
     _switch(group, "--use_loc_refine", "empty the masks of frames whose [LOC] probability is low", None)
     group.add_argument("--loc_threshold", type=float, help=f"what is low ({defaults.loc_threshold})")
+    group.add_argument("--aggregation", choices=CHOICES["aggregation"],
+                       help="a cell is the mean over questions, or over the videos' means (questions)")  # fmt: skip
     group.add_argument("--frame_control", choices=CHOICES["frame_control"],
                        help="disturb what the language model sees; the mask decoder sees the true frames")  # fmt: skip
 
@@ -197,6 +204,11 @@ def _check_model(args: argparse.Namespace, problems: Problems) -> None:
         problems.add("--version", "which model? Give a folder or a Hugging Face id (or --score_only)")
     if args.vision_pretrained is not None and not Path(args.vision_pretrained).exists():
         problems.add("--vision_pretrained", f"{args.vision_pretrained}: no such file; download sam_vit_h_4b8939.pth")
+    tower = args.vision_tower
+    beside = [Path(), *([] if args.version is None else [Path(args.version), Path(args.version).parent])]
+    if tower is not None and not is_hub_name(tower) and not any((base / tower).is_dir() for base in beside):
+        problems.add("--vision-tower", f"{tower}: no such folder, and not a Hugging Face id; leave it out to use the "
+                     "one that the model brings or names")  # fmt: skip
     has_gpu = torch.cuda.is_available()
     if args.device == "cuda" and not has_gpu:
         problems.add("--device", "cuda is asked for, but torch sees no GPU; use --device cpu")

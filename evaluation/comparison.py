@@ -153,7 +153,9 @@ def compare(
         if not all(row in score["rows"] for score in scores):
             raise DataError(f"{run.path}: has no row {row}; rows are {', '.join(scores[0]['rows'])}")
     pairs = {measure: (row_values(ours, row_a, measure), row_values(theirs, row_b, measure)) for measure in COMPARED}
-    bootstrap = VideoBootstrap([video for video, _ in keys])
+    # Runs of two aggregations are refused above, or the first one's is taken.
+    per_video = a.protocol is not None and a.protocol["aggregation"] == "videos"
+    bootstrap = VideoBootstrap([video for video, _ in keys], per_video=per_video)
     kinds = [score["q_type"] for score in ours]
     return {
         "format": COMPARISON_FORMAT,
@@ -187,8 +189,8 @@ def _cells(
         gains = -column[present] if measure in LOWER_IS_BETTER else column[present]
         table[name] = {
             "N": cell.pop("N"),
-            "a": math.fsum(before[present]) / int(present.sum()),
-            "b": math.fsum(after[present]) / int(present.sum()),
+            "a": _mean(np.where(present, before, np.nan), bootstrap),
+            "b": _mean(np.where(present, after, np.nan), bootstrap),
             **cell,
             "share_above_zero": share,
             "p": p,
@@ -197,6 +199,13 @@ def _cells(
             "worse": int((gains < -TIE).sum()),
         }
     return table
+
+
+def _mean(column: np.ndarray, bootstrap: VideoBootstrap) -> float:
+    """Mean of one column, over questions or videos; NaN entries do not count, at least one does."""
+    values = bootstrap.weighted(column[:, None])[:, 0]
+    values = values[~np.isnan(values)]
+    return math.fsum(values) / len(values)
 
 
 def _changes(before: np.ndarray, after: np.ndarray, scores: Sequence[dict]) -> list[dict]:

@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[str | float, ...]] = {
     "both_empty": ("one",),
     "failed_question": ("zero",),
     "missing_prediction": ("failed",),
-    "aggregation": ("questions",),
+    "aggregation": ("questions", "videos"),
 }
 """Allowed values of the fields of :class:`Protocol` that are choices. One value: stated, not selectable."""
 
@@ -110,7 +110,8 @@ class Protocol:
         failed_question: a question that raised an error scores 0 in every measure; it is counted, listed with its
             reason, and the program ends non-zero.
         missing_prediction: a question without a record is such a failure.
-        aggregation: a question scores the mean over its listed frames, a cell of a table is the mean over questions.
+        aggregation: a question scores the mean over its listed frames; "questions": a cell is the mean over questions;
+            "videos": the mean over videos of the mean over each one's questions (of the cell's type).
     """
 
     name: str = "groundmore"

@@ -175,9 +175,12 @@ def _counts_text(summary: dict) -> str:
 def _failure_lines(summary: dict, limit: int = 20) -> list[str]:
     """How failures were counted, and which there were."""
     failures = summary["failures"]
+    silent = summary["counts"]["questions_without_seg"]
+    no_token = [f"NO [SEG] in {silent} answers; each counts as empty masks (missing_mask)"] if silent else []
     if not failures:
-        return ["no question failed"]
+        return ["no question failed", *no_token]
     lines = [
+        *no_token,
         f"FAILED: {len(failures)} questions; each counts as 0 in J, F and J&F, and also in the window, in temporal IoU",
         "and in right object if its ground truth is readable; it is left out of the false positives and the answers:",
     ]

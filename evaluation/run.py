@@ -94,9 +94,17 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
         TokenizerError: there is no tokenizer, or it does not belong to the weights.
     """
     model, report = load_any(
-        args.version, args.vision_pretrained, args.vision_tower, device=args.device, dtype=PRECISIONS[args.precision]
+        args.version,
+        args.vision_pretrained,
+        args.vision_tower,
+        device=args.device,
+        dtype=PRECISIONS[args.precision],
+        allow_unexpected=args.allow_unexpected,
     )
     logger.info("%s", report)
+    for note in report.notes:
+        if "NOT USED" in note:
+            print(note)
     if report.initialised:
         raise CheckpointError(
             f"{args.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every "
@@ -198,7 +206,7 @@ def _predict(
 def _report(
     args: argparse.Namespace, protocol: Protocol, selected: Sequence[Selected], pool: ScoringPool | None = None
 ) -> int:
-    """Score what is not scored yet, write every result file, print the report; 1 if a question failed."""
+    """Score what is not scored yet, write every result file, print the report; 1 if a question failed or has no mask."""
     run = read_run(args.output_dir)
     videos = [each.scored for each in selected]
     scores = score_corpus(videos, args.output_dir, protocol, run["fingerprint"], args.workers, pool=pool)
@@ -213,4 +221,5 @@ def _report(
     for path in (args.result_file, Path(args.output_dir) / "summary.json", page):
         if path is not None:
             print(f"written: {path}")
-    return int(summary["counts"]["questions_failed"] > 0)
+    counts = summary["counts"]
+    return int(counts["questions_failed"] + counts["questions_without_seg"] > 0)

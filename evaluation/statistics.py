@@ -62,14 +62,22 @@ class VideoBootstrap:
         draws: number of resampled test sets.
         level: share of the draws inside an interval, 0 to 1.
         seed: of the draws.
+        per_video: every mean is one over videos, of the means over each video's questions; "N" counts videos.
 
     Attributes:
         video_of: int64 [N], position of each question's video among the sorted ids.
         counts: float64 [draws, G], how often each of the G videos was drawn; every row sums to G.
     """
 
-    def __init__(self, videos: Sequence[str], draws: int = DRAWS, level: float = LEVEL, seed: int = SEED):
-        self.level, self.seed = level, seed
+    def __init__(
+        self,
+        videos: Sequence[str],
+        draws: int = DRAWS,
+        level: float = LEVEL,
+        seed: int = SEED,
+        per_video: bool = False,
+    ):
+        self.level, self.seed, self.per_video = level, seed, per_video
         names, self.video_of = np.unique(np.asarray(videos, dtype=np.str_), return_inverse=True)
         self.groups = len(names)
         self.counts = _draw_counts(self.groups, draws, seed)
@@ -84,6 +92,7 @@ class VideoBootstrap:
             M times {"mean", "stderr", "low", "high", "N"}, or None where no question has a value. Error and bounds are
             None if the values come from fewer than two videos.
         """
+        values = self.weighted(values)
         bounds = self.intervals(values)
         table: list[dict | None] = []
         for column, interval in zip(values.T, bounds):
@@ -115,6 +124,7 @@ class VideoBootstrap:
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """float64 [M, draws]: mean of every column in every draw; NaN where a draw has no value."""
+        values = self.weighted(values)
         sums, scale = self._sums(values)
         numbers = self._per_video(~np.isnan(values))
         with np.errstate(invalid="ignore"):
@@ -134,6 +144,7 @@ class VideoBootstrap:
         The statistic is the sum of the differences. All differences of a video are flipped together; (1 + number of
         draws at least as far from 0) / (1 + draws). Exact ties count, as sums are exact. None as in intervals.
         """
+        values = self.weighted(values)
         sums, _ = self._sums(values)
         signs = _draw_signs(self.groups, len(self.counts), self.seed + 1)
         flipped = np.abs(sums.T @ signs.T)
@@ -142,6 +153,20 @@ class VideoBootstrap:
             None if count < 2 else (1 + int(number)) / (1 + len(signs))
             for number, count in zip(far, self._videos_with_values(values))
         ]
+
+    def weighted(self, values: np.ndarray) -> np.ndarray:
+        """float64 [N, M]: the values of which means are taken. As they are; or, ``per_video``, the mean of each video's
+        values, standing at the first of them, and NaN elsewhere."""
+        if not self.per_video:
+            return values
+        means = np.full_like(values, np.nan, dtype=np.float64)
+        for column, target in zip(values.T, means.T):
+            groups: dict[int, list[int]] = {}
+            for place in np.flatnonzero(~np.isnan(column)).tolist():
+                groups.setdefault(int(self.video_of[place]), []).append(place)
+            for places in groups.values():
+                target[places[0]] = math.fsum(column[places]) / len(places)
+        return means
 
     def _videos_with_values(self, values: np.ndarray) -> np.ndarray:
         """int [M]."""

@@ -9,7 +9,6 @@ import numpy as np
 from datasets.sample import QUESTION_TYPES
 from evaluation.protocol import Protocol
 from evaluation.statistics import METHOD, VideoBootstrap
-from evaluation.statistics import mean_and_error as mean_and_error
 
 SUMMARY_FORMAT = "mora-summary-2"
 OVERALL = "Overall"
@@ -60,7 +59,7 @@ def summarise(scores: Sequence[dict], protocol: Protocol, run: dict) -> dict:
     Returns:
         JSON-able summary; the schema is in docs/evaluation.md.
     """
-    bootstrap = VideoBootstrap([score["video_id"] for score in scores])
+    bootstrap = VideoBootstrap([score["video_id"] for score in scores], per_video=protocol.aggregation == "videos")
     kinds = [score["q_type"] for score in scores]
     values = {name: {key: row_values(scores, name, key) for key in MEASURES} for name in ROWS}
     rows = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run, record_path
 from evaluation.report import format_report, result_lines, write_results
 from evaluation.score import score_corpus
-from evaluation.summary import MEASURES, OVERALL, ROWS, best_baseline, mean_and_error, summarise
+from evaluation.summary import MEASURES, OVERALL, ROWS, best_baseline, summarise
 
 # 8 frames of 24: 0 3 7 10 13 16 20 23. Windows: 0-11, 6-17, 12-23 and the whole clip, where frame 0 has no mask file.
 EMPTY_SHARE = {"0": 0.5, "1": 0.5, "a": 0.5, "b": 1 / 8}
@@ -302,15 +301,6 @@ def test_report_shows_the_contract_both_sides_and_the_reference_rows(corpus, dum
     for word in ("num_frames = 8", "J&F", "Counterfactual", "in-window J", "temporal IoU", "chance", *ROWS):
         assert word in text
     assert "J&F is +0.5938 against the best baseline (all_empty)" in text
-
-
-def test_standard_errors_are_clustered_by_video():
-    values = [0.1, 0.5, 0.9, 0.4]
-    mean, error = mean_and_error(values, list("abcd"))
-    assert mean == pytest.approx(np.mean(values)) and error == pytest.approx(np.std(values, ddof=1) / 2)
-    repeated, clusters = [0.1] * 3 + [0.9] * 3, ["a"] * 3 + ["b"] * 3
-    assert mean_and_error(repeated, clusters)[1] == pytest.approx(np.std([0.1, 0.9], ddof=1) / math.sqrt(2))
-    assert mean_and_error([0.3, 0.4], ["a", "a"]) == (pytest.approx(0.35), None)
 
 
 def test_types_without_questions_have_no_mean(corpus, dummy_predictor, tmp_path):
