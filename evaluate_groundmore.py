@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if some questions failed or lack a [SEG]; 2 if the run could not go on; 130 or 143 if it was ended.
+        Exit code: 0; 1 if some questions failed or lack [SEG]; 2 if the run could not go on; 130, 143 if it was ended.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:

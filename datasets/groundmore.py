@@ -197,9 +197,7 @@ def _match_masks(frames: tuple[Path, ...], folder: Path) -> tuple[Path | None, .
     return tuple(masks)
 
 
-def _read_questions(
-    video_id: str, video: Any, clip: _Clip, rules: _Rules, problems: Problems
-) -> tuple[Query, ...]:
+def _read_questions(video_id: str, video: Any, clip: _Clip, rules: _Rules, problems: Problems) -> tuple[Query, ...]:
     """The questions of one video that have no mistake."""
     where = f"video {video_id}"
     if not isinstance(video, dict):
@@ -262,7 +260,7 @@ def _read_object_ids(entry: dict[str, Any], where: str, problems: Problems) -> t
         return ()
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= 255 for part in parts):
-        problems.add(where, f"'obj_id' must be numbers from 1 to 255, as \"1\" or \"1, 2\"; got {value!r}")
+        problems.add(where, f'\'obj_id\' must be numbers from 1 to 255, as "1" or "1, 2"; got {value!r}')
         return ()
     return tuple(dict.fromkeys(int(part) for part in parts))
 

@@ -206,7 +206,7 @@ def _predict(
 def _report(
     args: argparse.Namespace, protocol: Protocol, selected: Sequence[Selected], pool: ScoringPool | None = None
 ) -> int:
-    """Score what is not scored yet, write every result file, print the report; 1 if a question failed or has no mask."""
+    """Score what is not scored yet, write every result file, report; 1 if a question failed or has no [SEG]."""
     run = read_run(args.output_dir)
     videos = [each.scored for each in selected]
     scores = score_corpus(videos, args.output_dir, protocol, run["fingerprint"], args.workers, pool=pool)

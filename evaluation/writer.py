@@ -29,6 +29,7 @@ class Behind:
         self._handle = handle
         self._items: queue.Queue = queue.Queue(maxsize=ahead)
         self._error: BaseException | None = None
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="behind", daemon=True)
 
     def put(self, item: Item) -> None:
@@ -46,25 +47,35 @@ class Behind:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        while self._thread.is_alive():
+        try:
+            self._finish()
+        except KeyboardInterrupt:  # while waiting: the few items left are finished all the same
+            self._finish()
+            raise
+        if kind is None:
+            self._raise()
+
+    def _finish(self) -> None:
+        """Wait until everything that was put is handled."""
+        # An event, because a join that a signal interrupts makes Python take the thread for ended.
+        while not self._ended.is_set():
             try:
                 self._items.put(None, timeout=_POLL)
                 break
             except queue.Full:
                 continue
-        self._thread.join()
-        if kind is None:
-            self._raise()
+        self._ended.wait()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while (item := self._items.get()) is not None:
-            try:
+        try:
+            while (item := self._items.get()) is not None:
                 self._handle(item)
-            except BaseException as error:  # raised again where the program can end
-                self._error = error
-                return
-            del item
+                del item
+        except BaseException as error:  # raised again where the program can end
+            self._error = error
+        finally:
+            self._ended.set()

@@ -70,9 +70,7 @@ class GlobalLocHead(nn.Module):
         self.key = nn.Linear(hidden_size, width)
         self.value = nn.Linear(hidden_size, width)
         self.state = nn.Linear(hidden_size, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(3 * width + 2 * TIME_FREQUENCIES, width), nn.GELU(), nn.Linear(width, 1)
-        )
+        self.mlp = nn.Sequential(nn.Linear(3 * width + 2 * TIME_FREQUENCIES, width), nn.GELU(), nn.Linear(width, 1))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, n, W] to [B, heads, n, W / heads]."""

@@ -64,9 +64,7 @@ def bce_per_mask(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float32 [N].
     """
-    pixels = F.binary_cross_entropy_with_logits(
-        logits.float().flatten(1), targets.float().flatten(1), reduction="none"
-    )
+    pixels = F.binary_cross_entropy_with_logits(logits.float().flatten(1), targets.float().flatten(1), reduction="none")
     return pixels.mean(-1)
 
 

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from model.mora import MoraModel
 
 
-def training_step(
-    model: MoraModel, batch: MoraBatch, weights: LossWeights, return_predictions: bool
-) -> dict[str, Any]:
+def training_step(model: MoraModel, batch: MoraBatch, weights: LossWeights, return_predictions: bool) -> dict[str, Any]:
     """Losses of a batch; see :meth:`model.mora.MoraModel.forward`."""
     seg_id, loc_id = model.token_ids()
     visual = model.visual_tokens([video.clip_pixels for video in batch.videos])

@@ -197,7 +197,8 @@ def test_damaged_records_fail_their_questions_and_name_their_files(evaluate, tmp
         damage(record)
         path.write_text(json.dumps(record))
     done = evaluate("--score_only")
-    clear_error(done, "FAILED: 3 questions", "delete the file and predict again", *map(str, paths[:3]))
+    named = [str(path.relative_to(tmp_path / "out")) for path in paths[:3]]
+    clear_error(done, "FAILED: 3 questions", "delete the file and predict again", *named)
     assert done.status == 1
     done = evaluate()
     assert done.status == 0 and "predicted 3 questions, kept 1 recorded earlier" in done.out, done.err

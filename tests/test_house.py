@@ -22,7 +22,10 @@ FORBIDDEN = {"torchvision", "segment_anything", "trl"}
 def product_files(root):
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
-        cwd=root, capture_output=True, text=True, check=True,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     return [root / name for name in listed if not name.startswith("tests/") and (root / name).is_file()]
 
@@ -103,9 +106,7 @@ def test_readme_names_files_that_exist(project_root):
     assert not missing, missing
 
 
-@pytest.mark.parametrize(
-    "script", ["train_ds.py", "evaluate_groundmore.py", "merge_lora_weights_and_save_hf_model.py"]
-)
+@pytest.mark.parametrize("script", ["train_ds.py", "evaluate_groundmore.py", "merge_lora_weights_and_save_hf_model.py"])
 def test_readme_flags_are_accepted(project_root, script):
     help_text = subprocess.run(
         [sys.executable, script, "--help"], cwd=project_root, capture_output=True, text=True, check=True

@@ -57,11 +57,14 @@ def write_summary(folder, rows):
 
 def test_summary_compares_with_the_best_baseline(tmp_path):
     numbers = dict(JF=0.6, J=0.5, F=0.7, window_J=0.4, temporal_iou=0.75, object_accuracy=0.5, object_chance=0.25)
-    rows = {name: table(JF=value) for name, value in
-            {"no_refinement": 0.3, "perfect_timing": 0.9, "all_empty": 0.45, "whole_frame": 0.1}.items()}
+    rows = {
+        name: table(JF=value)
+        for name, value in {"no_refinement": 0.3, "perfect_timing": 0.9, "all_empty": 0.45, "whole_frame": 0.1}.items()
+    }
     rows["model"] = table(**numbers)
-    rows["model"]["table"].update({kind: rows["model"]["table"]["Overall"] for kind in
-                                   ("Causal", "Sequential", "Counterfactual", "Descriptive")})
+    rows["model"]["table"].update(
+        {kind: rows["model"]["table"]["Overall"] for kind in ("Causal", "Sequential", "Counterfactual", "Descriptive")}
+    )
     write_summary(tmp_path / "eval/groundmore", rows)
     write_summary(tmp_path / "eval/shuffled", {"model": table(JF=0.2)})
     text = summarise(tmp_path)

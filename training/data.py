@@ -126,7 +126,5 @@ def make_loader(
         last_step: exclusive.
         args: has ``grad_accumulation_steps``, ``batch_size``, ``workers``, ``seed``.
     """
-    sampler = StepSampler(
-        first_step, last_step, args.grad_accumulation_steps, args.batch_size, world.rank, world.size
-    )
+    sampler = StepSampler(first_step, last_step, args.grad_accumulation_steps, args.batch_size, world.rank, world.size)
     return StepLoader(dataset, collate, sampler, args.workers, args.seed)

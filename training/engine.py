@@ -91,9 +91,7 @@ def start_engine(model: nn.Module, args: argparse.Namespace, world: World) -> An
     if world.device.type == "cpu":
         # Its compilation takes most of a minute and a compiler, to speed up communication inside one machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = torch.optim.AdamW(
-        trained, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=args.weight_decay
-    )
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=args.weight_decay)
     config = deepspeed_config(args, sum(parameter.numel() for parameter in trained))
     # torch's own advice about what DeepSpeed calls; nothing for the user to act on
     warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)

@@ -151,7 +151,5 @@ def run_rows(llm: LlamaForCausalLM, rows: Sequence[Row], visual: Sequence[Tensor
     if layout.segments is not None:
         allowed = segment_mask(layout.segments, layout.segments)
         mask = attention_mask(allowed, llm.config._attn_implementation, embeds.dtype)
-    output = llm.model(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=layout.position_ids, use_cache=False
-    )
+    output = llm.model(inputs_embeds=embeds, attention_mask=mask, position_ids=layout.position_ids, use_cache=False)
     return layout, output.last_hidden_state.flatten(0, 1)

@@ -180,6 +180,4 @@ def attention_mask(allowed: Tensor, implementation: str | None, dtype: torch.dty
     """
     if implementation != "eager":
         return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)

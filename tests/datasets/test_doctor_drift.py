@@ -40,9 +40,7 @@ def clips(corpora):
     for folder in sorted((corpora / "GroundMoRe" / "groundmore_videos").iterdir()):
         frames = list_frames(folder / "images")
         masks = [folder / "masks" / f"{path.stem}.png" for path in frames]
-        loaded.append(
-            ([read_frame(path) for path in frames], [read_id_mask(p) if p.exists() else None for p in masks])
-        )
+        loaded.append(([read_frame(path) for path in frames], [read_id_mask(p) if p.exists() else None for p in masks]))
     return loaded
 
 

@@ -23,8 +23,9 @@ KILL_BEFORE_WRITE = """
 import os, signal
 rename, count = os.replace, [0]
 def replace(source, target):
-    count[0] += str(target).endswith({ending!r})
-    if count[0] == {number}:
+    meant = str(target).endswith({ending!r})
+    count[0] += meant
+    if meant and count[0] == {number}:
         os.kill(os.getpid(), signal.{signal})
         import time; time.sleep({wait})
     rename(source, target)

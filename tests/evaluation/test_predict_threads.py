@@ -114,6 +114,23 @@ def test_an_error_in_front_still_writes_what_was_put():
     assert done == [1, 2]
 
 
+def test_an_interrupt_while_waiting_still_writes_what_was_put():
+    written = []
+
+    def handle(item):
+        if item == 0:
+            time.sleep(0.2)  # the other thread is waiting at the end of the block by now
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+        written.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        with Behind(handle, ahead=2) as behind:
+            behind.put(0)
+            behind.put(1)
+    assert written == [0, 1]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_records_do_not_depend_on_the_threads(corpus, dummy_predictor, tmp_path, workers):
     def rule(video, query, index):

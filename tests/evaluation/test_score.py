@@ -53,7 +53,11 @@ def test_perfect_predictions_score_one(corpus, dummy_predictor, tmp_path):
     cell = table[OVERALL]["JF"]
     assert (cell["mean"], cell["stderr"], cell["N"]) == (1.0, 0.0, 4)
     assert {name: table[name]["N"] for name in table} == {
-        OVERALL: 4, "Causal": 1, "Sequential": 1, "Counterfactual": 1, "Descriptive": 1
+        OVERALL: 4,
+        "Causal": 1,
+        "Sequential": 1,
+        "Counterfactual": 1,
+        "Descriptive": 1,
     }
 
 
@@ -157,7 +161,9 @@ def test_failures_count_as_zero_and_are_listed(corpus, dummy_predictor, tmp_path
     assert summary["rows"]["model"]["table"][OVERALL]["JF"]["mean"] == 0.5
     assert summary["counts"]["questions_failed"] == 2
     assert summary["failures"][0] == {
-        "video_id": "alpha_0000_0004", "query_id": "1", "reason": "RuntimeError: out of memory"
+        "video_id": "alpha_0000_0004",
+        "query_id": "1",
+        "reason": "RuntimeError: out of memory",
     }
     text = format_report(summary, protocol)
     assert "FAILED: 2 questions" in text and "alpha_0000_0004, 1: RuntimeError: out of memory" in text
@@ -247,9 +253,7 @@ def test_details_of_the_objects(corpus, dummy_predictor, tmp_path):
 
     scores, _, _ = evaluate(corpus, dummy_predictor, tmp_path, box)
     objects = {score["query_id"]: score["objects"] for score in scores}
-    assert objects["1"] == {
-        "answer": [2], "visible": [1, 2], "best": 2, "best_iou": 40 / 104, "answer_iou": 40 / 104
-    }
+    assert objects["1"] == {"answer": [2], "visible": [1, 2], "best": 2, "best_iou": 40 / 104, "answer_iou": 40 / 104}
     assert objects["0"] == {"answer": [1], "visible": [1, 2], "best": 2, "best_iou": 1.0, "answer_iou": 0.0}
     assert objects["a"] == {"answer": [1, 2], "visible": [1, 2], "best": None, "best_iou": None, "answer_iou": 0.0}
     assert [row["object_accuracy"] for row in by_query(scores).values()] == [0, 1, 0, 0]

@@ -26,7 +26,11 @@ def launch(*command: str, processes: int = 1) -> subprocess.CompletedProcess:
         environment.pop(name, None)
     return subprocess.run(
         [sys.executable, *launcher, TOY, *command],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

@@ -32,8 +32,13 @@ def base(base_folder):
 def tasks_of(model, tokenizer, frames=NUM_FRAMES, mix=None):
     config = model.config
     return StillTasks(
-        WorldSettings(), tokenizer, config.template, frames, mix or TaskMix(),
-        model.sam.image_size, config.vision_config.image_size,
+        WorldSettings(),
+        tokenizer,
+        config.template,
+        frames,
+        mix or TaskMix(),
+        model.sam.image_size,
+        config.vision_config.image_size,
     )
 
 
