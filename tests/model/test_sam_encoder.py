@@ -379,16 +379,13 @@ def test_layers_share_what_is_compiled(monkeypatch):
     assert counts[0] == counts[1] <= 4
 
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 @pytest.mark.gpu
-@CUDA
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.no_grad()
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("global_", ["fold", "bias", "flex"])
 def test_routes_on_a_gpu(global_, compile):
-    """Heads of 16 and 32 patches a side, since flex wants tiles of a certain size."""
+    # Heads of 16 and 32 patches a side, since flex wants tiles of a certain size.
     sam = build(grid=32, window_size=14, depth=3, global_attn_indexes=(1,), embed_dim=48)
     size = (72, 128)
     pixels = frames(sam, 3, size)
