@@ -68,6 +68,8 @@ else
   export DS_ACCELERATOR=cpu
 fi
 batch=$(( 16 / processes > 0 ? 16 / processes : 1 ))
+# A free port, so that two demos on one machine do not meet.
+port="${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}"
 
 step() {
   printf '\n== [%3d min %02d s] %s\n' $(( (SECONDS - begin) / 60 )) $(( (SECONDS - begin) % 60 )) "$1"
@@ -81,7 +83,7 @@ run() {
 train() { # name, base, then flags of train_ds.py
   local name="$1" base="$2"
   shift 2
-  run deepspeed --quiet --num_gpus "$processes" --master_port "${MASTER_PORT:-29611}" train_ds.py \
+  run deepspeed --quiet --num_gpus "$processes" --master_port "$port" train_ds.py \
     --version "$base" --dataset_dir "$out/data" --log_base_dir "$out/runs" --exp_name "$name" --auto_resume \
     --precision "$precision" --batch_size "$batch" --grad_accumulation_steps 1 --epochs 1 --lora_r 0 \
     --num_frames 8 --frame_sampling jitter --mask_frames 1 --outside_window ignore --workers 1 \
