@@ -77,6 +77,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 without")
     group.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto",
                        help="auto: the GPU if there is one")  # fmt: skip
+    _switch(group, "--compile", "compile SAM's layers: faster per frame after a minute's compilation, for long runs")
 
 
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:

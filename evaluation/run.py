@@ -112,6 +112,7 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
         )
     tokenizer = load_tokenizer(resolve_folder(args.version), model.config.tokenization)
     attach_tokens(model, tokenizer)
+    model.sam.fast_encoder.compile = args.compile
     return model.eval(), tokenizer
 
 
@@ -144,6 +145,7 @@ def run_settings(
         "network": hashlib.sha256(_config_text(model).encode()).hexdigest()[:16],
         "precision": args.precision,
         "device": args.device,
+        "compile": args.compile,
         "template": template,
         "tokenization": tokenizer.rule,
         "vocabulary": len(tokenizer),
