@@ -3,7 +3,7 @@
 #
 #   bash scripts/demo.sh            about 15 minutes on 2 CPU cores; uses a GPU if there is one
 #   bash scripts/demo.sh --quick    the same path in under three minutes; too short to learn
-#   bash scripts/demo.sh --full     a harder world and much more of it (its time and figures are not measured yet)
+#   bash scripts/demo.sh --full     a harder world and more of it, an hour or two on 2 CPU cores
 #   bash scripts/demo.sh --ablation trains stage 2 a second time without [LOC] (--seg_only) and adds its row
 #   bash scripts/demo.sh --out DIR  where to write (default demo_output, demo_output_quick, demo_output_full)
 #
