@@ -21,6 +21,7 @@ RESULTS = ("summary.json", "scores.json", "result.txt", "report.html", "run.json
 
 KILL_BEFORE_WRITE = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it runs in the background
 rename, count = os.replace, [0]
 def replace(source, target):
     meant = str(target).endswith({ending!r})
