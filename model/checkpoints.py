@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.config import MoraConfig
 from model.convert.assemble import assemble
+from model.convert.export_card import exported_digests, require_undamaged, stored_digests
 from model.convert.key_maps import rename_clip, strip_prefix, strip_wrappers
 from model.convert.published import (
     HEAD_PREFIX,
@@ -94,8 +95,9 @@ def load_lisa(
             stored. ``attn_implementation``: of the language model ("sdpa", "eager", "flash_attention_2"). ``seed``: for
             modules that no source has (a new [LOC] head; the read-out of a LLaVA base). ``allow_missing``: patterns of
             tensors that may be absent; they are newly initialised. ``allow_unexpected``: patterns of tensors in the
-            checkpoint that may be left out. Any other is a field of :class:`model.config.MoraConfig`; defaults here:
-            ``visual_mode="frame"``, ``loc_mode="none"``, ``template="llava_llama_2"``, ``tokenization="legacy"``.
+            checkpoint that may be left out. ``digest``: fill in ``report.digests``. Any other is a field of
+            :class:`model.config.MoraConfig`; defaults here: ``visual_mode="frame"``, ``loc_mode="none"``,
+            ``template="llava_llama_2"``, ``tokenization="legacy"``.
 
     Returns:
         The model in eval mode, and what the load did.
@@ -151,6 +153,7 @@ def _load(
     seed: int = 0,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
+    digest: bool = False,
     **config_overrides: Any,
 ) -> tuple[MoraModel, LoadReport]:
     """Open a folder whose layout ``read`` knows; arguments and errors as for :func:`load_lisa`."""
@@ -162,7 +165,12 @@ def _load(
         folder, read_config(folder), vision_tower, sam_checkpoint, attn_implementation, config_overrides, report
     )
     config, tensors, fresh = read(request)
+    exported = exported_digests(folder)
+    if digest or exported:
+        report.digests = stored_digests(tensors)
     model = assemble(config, tensors, report, device, dtype, seed, [*allow_missing, *fresh], allow_unexpected)
+    if exported:
+        require_undamaged(folder, exported, report)
     return model, report
 
 

@@ -16,6 +16,7 @@ from datasets.mixture import KNOWN
 from model.convert.sources import is_hub_name
 from utils.errors import ConfigError, Problems
 from utils.files import unusable_folder
+from utils.paths import user_path
 
 DESCRIPTION = """\
 Train MoRA on referring and motion-grounded video corpora, under DeepSpeed ZeRO.
@@ -48,11 +49,12 @@ def _switch(group: argparse._ArgumentGroup, name: str, default: bool, help: str)
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say which network is built; shared by training and export."""
     group = parser.add_argument_group("model")
-    _flag(group, "--version", required=True, metavar="PATH", help="base model: a folder saved by this project, a "
-          "LISA/MoRA folder in the published layout, or the Hugging Face id of one")
-    _flag(group, "--vision_pretrained", metavar="FILE", default=None, help="SAM weights (sam_vit_h_4b8939.pth); fill "
-          "only what the base lacks, so a mask decoder that was trained is never overwritten")
-    _flag(group, "--vision-tower", "--vision_tower", dest="vision_tower", metavar="PATH", default=None,
+    _flag(group, "--version", required=True, type=user_path, metavar="PATH", help="base model: a folder saved by this "
+          "project, a LISA/MoRA folder in the published layout, or the Hugging Face id of one")
+    _flag(group, "--vision_pretrained", type=user_path, metavar="FILE", default=None, help="SAM weights "
+          "(sam_vit_h_4b8939.pth); fill only what the base lacks, so a trained mask decoder is never overwritten")
+    _flag(group, "--vision-tower", "--vision_tower", dest="vision_tower", type=user_path, metavar="PATH",
+          default=None,
           help="CLIP vision tower, if not the one the base names; a base that brings its own keeps it, and the log "
           "says so")
     _flag(group, "--allow_missing", action="append", default=[], metavar="PATTERN", help="tensors that the base may "
@@ -80,7 +82,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    _flag(group, "--dataset_dir", default="./dataset", metavar="DIR", help="holds refytvos/, MeViSv2/, GroundMoRe/")
+    _flag(group, "--dataset_dir", type=user_path, default="./dataset", metavar="DIR",
+          help="holds refytvos/, MeViSv2/, GroundMoRe/")
     _flag(group, "--dataset", default="refer_video_seg||mevis", help="corpora separated by ||: refer_video_seg, mevis, "
           "groundmore (%(default)s)")
     _flag(group, "--sample_rates", default=None, metavar="R,R", help="how often each corpus is drawn (default: equal)")
@@ -93,8 +96,8 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     _flag(group, "--outside_window", choices=("zero", "ignore"), default="zero", help="mask target on frames outside "
           "the question's window: an empty mask, or none")
     _switch(group, "--loc_for_referring", False, "ask for [LOC] also where a corpus has no windows (all frames inside)")
-    _flag(group, "--model_max_length", type=int, default=512, help="longest conversation in tokens, the visual ones "
-          "not counted (%(default)s)")
+    _flag(group, "--model_max_length", type=int, default=512, help="longest conversation in TEXT tokens; the "
+          "visual ones come on top (%(default)s)")
     _flag(group, "--on_problem", choices=ON_PROBLEM, default="raise", help="mistakes found when a corpus is opened: "
           "raise: stop and list all of them; skip: leave out the videos and questions concerned, naming each and "
           "saying how many are left. A file that proves unreadable later stops the run either way (%(default)s)")
@@ -124,7 +127,7 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
-    _flag(group, "--log_base_dir", default="./runs", metavar="DIR", help="(%(default)s)")
+    _flag(group, "--log_base_dir", type=user_path, default="./runs", metavar="DIR", help="(%(default)s)")
     _flag(group, "--exp_name", default="mora", help="everything goes to LOG_BASE_DIR/EXP_NAME (%(default)s)")
     _flag(group, "--precision", choices=PRECISIONS, default="bf16", help="(%(default)s); without a GPU: fp32 or bf16")
     _flag(group, "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
@@ -140,9 +143,9 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
           "ckpt_model is also kept as ckpt_model_epoch_XXX; 0: never (%(default)s)")
     _flag(group, "--save_every_steps", type=int, default=0, help="rolling checkpoints inside an epoch; 0: none")
     _switch(group, "--auto_resume", True, "go on from LOG_BASE_DIR/EXP_NAME/ckpt_model if it exists")
-    _flag(group, "--resume", default=None, metavar="DIR", help="go on from this checkpoint instead")
-    _flag(group, "--init_from", default=None, metavar="PATH", help="take weights only, on the first launch: from a "
-          "checkpoint folder, what its zero_to_fp32.py wrote, or an exported model (--auto_resume wins)")
+    _flag(group, "--resume", type=user_path, default=None, metavar="DIR", help="go on from this checkpoint instead")
+    _flag(group, "--init_from", type=user_path, default=None, metavar="PATH", help="take weights only, on the first "
+          "launch: from a checkpoint folder, what was converted from it, or an exported model (--auto_resume wins)")
     _flag(group, "--max_minutes", type=float, default=0.0, help="save and stop after so long; 0: never")
     _flag(group, "--local_rank", "--local-rank", type=int, default=0, help="set by launchers")
 
@@ -204,7 +207,7 @@ def check_model_flags(args: argparse.Namespace, problems: Problems) -> None:
     if tower is not None and not is_hub_name(tower) and not any((base / tower).is_dir() for base in beside):
         problems.add("--vision-tower", f"{tower}: no such folder, and not a Hugging Face id; leave it out to use the "
                      "one that the base brings or names")  # fmt: skip
-    if args.lora_r != 0 and not args.lora_alpha > 0:
+    if args.lora_r != 0 and args.lora_alpha is not None and not args.lora_alpha > 0:
         problems.add("--lora_alpha", f"{args.lora_alpha} would scale every adapter to nothing; use at least 1, or "
                      "--lora_r 0 to train without adapters")  # fmt: skip
 

@@ -21,6 +21,7 @@ from model.convert.sources import resolve_folder
 from model.losses import LossWeights
 from model.mora import MoraModel
 from model.trainable import add_lora, set_trainable
+from training.provenance import Adapters, Provenance, network_of, tokenizer_digest
 from utils.errors import TokenizerError
 from utils.files import write_json
 
@@ -34,12 +35,14 @@ class Parts:
         tokenizer: has every token the model needs.
         trained: names of the parameters that learn.
         report: what loading the base did.
+        provenance: what weights trained in this model belong to.
     """
 
     model: MoraModel
     tokenizer: MoraTokenizer
     trained: list[str]
     report: LoadReport
+    provenance: Provenance
 
     def describe(self) -> str:
         """A few lines for the log: what was loaded, what learns."""
@@ -115,13 +118,16 @@ def choose_attention(wanted: str, dtype: torch.dtype, device: torch.device) -> s
     return "flash_attention_2" if usable else "sdpa"
 
 
-def build_parts(args: argparse.Namespace, dtype: torch.dtype, attention: str | None = None) -> Parts:
+def build_parts(
+    args: argparse.Namespace, dtype: torch.dtype, attention: str | None = None, digest: bool = True
+) -> Parts:
     """Load the base, fit tokens, add adapters, choose what learns.
 
     Args:
-        args: has the flags of ``training.arguments.add_model_flags`` and ``seed``.
+        args: has the flags of ``training.arguments.add_model_flags``, ``seed`` and ``precision``.
         dtype: of the weights.
         attention: of the language model; None: transformers' own choice.
+        digest: note what the base is, which reads all of its bytes; else ``provenance.base`` is {}.
 
     Raises:
         CheckpointError: the base cannot be loaded, or has tensors without a place.
@@ -138,14 +144,21 @@ def build_parts(args: argparse.Namespace, dtype: torch.dtype, attention: str | N
         seed=args.seed,
         allow_missing=args.allow_missing,
         allow_unexpected=[*args.allow_unexpected, *(["loc_head.*"] if args.seg_only else [])],
+        digest=digest,
         **config_overrides(args, folder),
     )
     tokenizer = open_tokenizer(model, folder)
+    adapters = None
     if args.lora_r > 0:
-        targets = [target.strip() for target in args.lora_target_modules.split(",")]
+        targets = tuple(target.strip() for target in args.lora_target_modules.split(","))
+        adapters = Adapters(args.lora_r, float(args.lora_alpha), tuple(sorted(targets)))
         add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets, seed=args.seed)
     trained = set_trainable(model, args.trainable)
-    return Parts(model, tokenizer, trained, report)
+    provenance = Provenance(
+        network_of(model.config), adapters, args.trainable, report.digests, str(args.version),
+        tokenizer_digest(tokenizer), args.precision,
+    )  # fmt: skip
+    return Parts(model, tokenizer, trained, report, provenance)
 
 
 def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.provenance import TENSOR
 from utils.distributed import World, barrier, gather_objects, raise_together
 from utils.errors import CheckpointError
 from utils.files import atomic_write, read_json, recover_directory, replace_directory, write_json
@@ -180,6 +181,7 @@ def load_trained_weights(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> 
     Raises:
         CheckpointError: a trained tensor is missing, one is unknown, or shapes differ; all are named.
     """
+    src = {name: value for name, value in src.items() if name != TENSOR}  # compared before; this run writes its own
     own = dst.state_dict()
     trained = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
     missing = sorted(trained - set(src))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import random
 from importlib.metadata import PackageNotFoundError, version
@@ -14,21 +15,21 @@ import torch
 
 from datasets.collate import collate
 from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset, loss_weights
-from training.checkpointing import CheckpointStore, read_run_card
+from training.checkpointing import RUN_CARD, CheckpointStore, read_run_card
 from training.engine import DTYPES, Trainer, start_engine
 from training.pictures import SamplePicture
+from training.provenance import Provenance, attach_provenance, differences
 from training.weights import initialise_from
-from utils.distributed import World, start_world
-from utils.errors import ConfigError
+from utils.distributed import World, gather_objects, start_world
+from utils.errors import CheckpointError, ConfigError
 
-CHANGES_THE_COURSE = (
-    "version", "dataset", "sample_rates", "num_frames", "frame_sampling", "max_questions", "mask_frames",
-    "outside_window", "batch_size", "grad_accumulation_steps", "epochs", "steps_per_epoch", "lr", "beta1", "beta2",
-    "weight_decay", "warmup_steps", "lr_schedule", "min_lr_ratio", "grad_clip", "ce_loss_weight", "bce_loss_weight",
-    "dice_loss_weight", "loc_loss_weight", "precision", "seed", "trainable", "lora_r", "lora_alpha", "lora_dropout",
-    "loc_mode", "seg_only", "visual_mode", "conv_type", "answer_style", "on_problem",
-)  # fmt: skip
-"""Flags that a resumed run should share with the one it continues, if it is to end where that would have ended."""
+KEEPS_THE_COURSE = frozenset((
+    "version", "vision_pretrained", "vision_tower", "allow_missing", "allow_unexpected", "dataset_dir", "workers",
+    "log_base_dir", "exp_name", "device", "gradient_checkpointing", "print_freq", "picture_freq", "keep_ckpt_every",
+    "save_every_steps", "auto_resume", "resume", "init_from", "max_minutes", "local_rank",
+))  # fmt: skip
+"""Flags that a resumed run need not share with the one it continues to end where that would have ended: paths (what
+is found there is compared by content), and what is said and kept along the way."""
 
 
 def seed_everything(seed: int) -> None:
@@ -83,10 +84,29 @@ def changed_flags(args: argparse.Namespace, card: dict[str, Any]) -> list[str]:
     """Lines such as ``lr: 0.0003 -> 0.001`` for flags that differ from those the checkpoint was trained with."""
     stored = card.get("args", {})
     return [
-        f"--{name}: {stored[name]} -> {getattr(args, name)}"
-        for name in CHANGES_THE_COURSE
-        if name in stored and stored[name] != getattr(args, name)
+        f"--{name}: {stored[name]} -> {value}"
+        for name, value in vars(args).items()
+        if name not in KEEPS_THE_COURSE and name in stored and stored[name] != value
     ]
+
+
+def require_same_network(card: dict[str, Any], parts: Parts, start: Path) -> None:
+    """Refuse to go on with weights that were trained in another network, text or scale, or on another base.
+
+    Raises:
+        CheckpointError: naming every setting that differs.
+    """
+    if "provenance" not in card:
+        return
+    trained = Provenance.from_dict(card["provenance"], str(start / RUN_CARD))
+    lines = differences(trained, parts.provenance)
+    if trained.trainable != parts.provenance.trainable:
+        lines.append(f"--trainable: trained with {trained.trainable!r}, here {parts.provenance.trainable!r}")
+    if lines:
+        raise CheckpointError(
+            f"{start}: cannot be continued, this run would be another one:\n  - " + "\n  - ".join(lines)
+            + f"\nuse the flags that it was started with ({RUN_CARD} has them), or another --exp_name"
+        )  # fmt: skip
 
 
 def _announce(world: World, *lines: str) -> None:
@@ -97,10 +117,14 @@ def _announce(world: World, *lines: str) -> None:
 def prepare_model(args: argparse.Namespace, world: World, resuming: bool) -> Parts:
     """The model with its adapters, and with the weights of ``--init_from`` on a first launch."""
     dtype = DTYPES[args.precision]
-    parts = build_parts(args, dtype, choose_attention(args.attn_implementation, dtype, world.device))
+    attention = choose_attention(args.attn_implementation, dtype, world.device)
+    parts = build_parts(args, dtype, attention, digest=world.is_main)
+    base = gather_objects(parts.provenance.base)[0]  # one process reads all bytes of the base to say which it is
+    parts.provenance = dataclasses.replace(parts.provenance, base=base)
     _announce(world, parts.describe())
     if args.init_from is not None and not resuming:
-        _announce(world, str(initialise_from(parts.model, args.init_from)))
+        _announce(world, str(initialise_from(parts.model, args.init_from, parts.provenance)))
+    attach_provenance(parts.model, parts.provenance)
     if args.gradient_checkpointing:
         parts.model.set_gradient_checkpointing(True)
     return parts
@@ -125,8 +149,11 @@ def train(args: argparse.Namespace) -> int:
     folder = Path(args.log_base_dir) / args.exp_name
     store = CheckpointStore(folder, world)
     start = find_start(args, store)
-    first_step = read_run_card(start)["step"] if start else 0  # fails before anything large is loaded
+    card = read_run_card(start) if start else {"step": 0}  # fails before anything large is loaded
+    first_step = card["step"]
     parts = prepare_model(args, world, resuming=start is not None)
+    if start is not None:
+        require_same_network(card, parts, start)
     store.write_model_files = parts.write
     if not world.is_main:
         logging.getLogger("datasets").setLevel(logging.ERROR)  # every process finds the same mistakes; one names them
@@ -135,13 +162,14 @@ def train(args: argparse.Namespace) -> int:
     engine = start_engine(parts.model, args, world)
     seed_everything(args.seed + 1 + world.rank)  # dropout differs between processes
     if start is not None:
-        card = store.load(engine, start)
+        store.load(engine, start)
         _announce(world, f"{start}: going on after step {first_step}")
         for line in changed_flags(args, card):
             _announce(world, f"  WARNING, another flag than before: {line}")
     trainer = Trainer(
         engine, dataset, collate, args, world, store,
-        card={"args": vars(args), "base": str(args.version), "trained": parts.trained, "versions": versions()},
+        card={"args": vars(args), "base": str(args.version), "trained": parts.trained, "versions": versions(),
+              "provenance": parts.provenance.as_dict()},
         forward_options={"loss_weights": loss_weights(args)},
         name_samples=lambda batch: [video.video_id for video in batch.videos],
         draw=SamplePicture(parts.tokenizer),

@@ -8,6 +8,7 @@ code has names of its own. All of them are brought to one plain form and compare
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.config import MoraConfig
 from model.convert.key_maps import strip_wrappers
-from model.convert.published import rename_published
+from model.convert.published import read_config, rename_published
 from model.convert.report import LoadReport
 from model.convert.state_files import read_state_dict
-from training.checkpointing import check_states, tag_folder
+from training.checkpointing import check_states, read_run_card, tag_folder
+from training.provenance import TENSOR, Adapters, Provenance, differences, network_of
 from utils.errors import CheckpointError
 
 _ADAPTER = re.compile(r"\.(lora_[AB])(?:\.\w+)?\.weight$")
@@ -60,20 +63,64 @@ def adapter_rank(state: Mapping[str, Tensor]) -> int:
     return next((tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight")), 0)
 
 
+def adapter_targets(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Last names of the layers that have adapters in a state with plain names, sorted."""
+    return tuple(sorted({name.split(".")[-3] for name in state if name.endswith(".lora_A.weight")}))
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read trained weights, under plain names.
 
     Args:
-        path: a checkpoint folder of ``train_ds.py``, the file or folder that its ``zero_to_fp32.py`` wrote, or the
-            folder of an exported model.
+        path: a checkpoint folder of ``train_ds.py``, the file or folder that a converter wrote of it, or the folder of
+            an exported model.
 
     Raises:
         CheckpointError: nothing readable there.
     """
     path = Path(path)
-    if path.is_dir() and ((path / "latest").exists() or any(path.glob("global_step*"))):
-        return plain_names(_join_partitions(path))
-    return plain_names(read_state_dict(path))
+    return plain_names(_join_partitions(path) if is_checkpoint(path) else read_state_dict(path))
+
+
+def take_provenance(path: str | Path, state: dict[str, Tensor]) -> Provenance | None:
+    """What some weights belong to.
+
+    Args:
+        path: where they were read.
+        state: what :func:`read_weights` gave; the tensor that tells is taken out.
+
+    Returns:
+        What that tensor says, or else what config.json and run.json beside it say; None if nothing does.
+
+    Raises:
+        CheckpointError: it is there and cannot be read.
+    """
+    tensor = state.pop(TENSOR, None)
+    if tensor is not None:
+        return Provenance.from_tensor(tensor, str(path))
+    path = Path(path)
+    return _told_beside(path) if path.is_dir() and (path / "config.json").is_file() else None
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path is a DeepSpeed checkpoint folder, as training writes it; it may hold a config.json, too."""
+    path = Path(path)
+    return path.is_dir() and ((path / "latest").exists() or any(path.glob("global_step*")))
+
+
+def _told_beside(folder: Path) -> Provenance | None:
+    """What config.json and run.json beside some weights tell: of an exported model, or of a checkpoint that an earlier
+    version of this program wrote. Neither says which base; None for a model of another layout."""
+    stored = read_config(folder)
+    if stored.get("model_type") != MoraConfig.model_type:
+        return None
+    args = read_run_card(folder).get("args", {}) if is_checkpoint(folder) else {}
+    adapters = None
+    if args.get("lora_r"):
+        targets = tuple(sorted(part.strip() for part in args["lora_target_modules"].split(",")))
+        adapters = Adapters(args["lora_r"], float(args["lora_alpha"]), targets)
+    network = network_of(MoraConfig.from_dict(stored))
+    return Provenance(network, adapters, args.get("trainable", "all"), precision=args.get("precision", ""))
 
 
 def _join_partitions(folder: Path) -> dict[str, Tensor]:
@@ -126,16 +173,25 @@ def fit_weights(
     return report
 
 
-def initialise_from(model: nn.Module, path: str | Path) -> LoadReport:
+def initialise_from(model: nn.Module, path: str | Path, here: Provenance) -> LoadReport:
     """``--init_from``: take the weights that are there; whatever is absent keeps the base's.
 
     Adapters and a [LOC] head may be absent (they start fresh), and a [LOC] head may be left over (a ``--seg_only`` run
     has no use for it); both are in the report, which the caller prints.
 
+    Args:
+        model: changed in place.
+        path: see :func:`read_weights`.
+        here: what this run's own weights belong to.
+
     Raises:
-        CheckpointError: nothing fits, a tensor has no place, or shapes differ.
+        CheckpointError: nothing fits, a tensor has no place, shapes differ, or the weights were trained in another
+            network, in another text, at another scale or on another base.
     """
-    report = fit_weights(model, read_weights(path), str(path), allow_fewer_rows=True)
+    state = read_weights(path)
+    trained = take_provenance(path, state)
+    has_adapters = adapter_rank(state) > 0
+    report = fit_weights(model, state, str(path), allow_fewer_rows=True)
     if not report.loaded:
         raise CheckpointError(f"{path}: none of its tensors fits this model; is it a checkpoint of another program?")
     if any(".lora_" in name for name in report.unexpected):
@@ -143,5 +199,27 @@ def initialise_from(model: nn.Module, path: str | Path) -> LoadReport:
             f"{path}: has LoRA adapters and this run has none (--lora_r 0), or other ones; use the same "
             "--lora_target_modules, or export it first (merge_lora_weights_and_save_hf_model.py)"
         )
+    if trained is None:
+        report.notes.append("carries no word about its base, its network and its text; see that they are this run's")
+    else:
+        # A [LOC] head may come or go, and its token with it; adapters may start fresh.
+        besides = ["loc_mode", "loc_token_id", *([] if has_adapters else ["adapters"])]
+        if trained.network.get("loc_token_id") != here.network.get("loc_token_id"):
+            besides.append("tokenizer")
+        grown = _without_vocabulary(trained), _without_vocabulary(here)
+        fresh = [name for name in report.missing if not name.startswith("loc_head.") and ".lora_" not in name]
+        lines = differences(*grown, besides, needs_base=bool(fresh))
+        if lines:
+            raise CheckpointError(
+                f"--init_from {path}: was trained otherwise than this run is going to:\n  - " + "\n  - ".join(lines)
+                + "\ngive this run the same flags and base; or export it first "
+                "(merge_lora_weights_and_save_hf_model.py) and start from the export with --version"
+            )  # fmt: skip
     report.raise_if_bad(allow_missing=["*"], allow_unexpected=["loc_head.*"])
     return report
+
+
+def _without_vocabulary(provenance: Provenance) -> Provenance:
+    """A vocabulary may have grown by [LOC]; the rows that both have are compared by the tokenizer."""
+    text = {key: value for key, value in provenance.network.get("text_config", {}).items() if key != "vocab_size"}
+    return dataclasses.replace(provenance, network={**provenance.network, "text_config": text})

@@ -26,6 +26,8 @@ class LoadReport:
         initialised: modules that no source has and that were newly initialised on purpose.
         ignored: tensors left out knowingly (rotary tables, CLIP's text tower), as name to shape.
         notes: remarks on where things were found.
+        digests: of each part of the model as its source stores it, if that was asked for; see
+            :func:`model.convert.sources.stored_digests`.
     """
 
     source: str
@@ -36,6 +38,7 @@ class LoadReport:
     initialised: list[str] = field(default_factory=list)
     ignored: dict[str, Shape] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def localization_keys(self) -> list[str]:

@@ -45,6 +45,7 @@ def test_export_and_reload_give_the_same_answers(tiny_base, tmp_path, loc_mode):
         parse_arguments(
             ["--version", str(tiny_base), "--weight", str(tmp_path / "fp32_model_state.pt"), "--save_path",
              str(tmp_path / "exported"), "--precision", "fp32", "--lora_alpha", "8",
+             "--visual_mode", "video", "--conv_type", "plain", "--answer_style", "name",
              *(["--seg_only"] if loc_mode == "none" else [])]
         )
     )  # fmt: skip
