@@ -50,7 +50,11 @@ def _left_by_the_dead(folder: Path) -> list[tuple[Path, str, str]]:
     What another machine wrote stays: nobody here knows whether its process lives.
     """
     found = []
-    for entry in sorted(os.listdir(folder)):
+    try:
+        entries = sorted(os.listdir(folder))
+    except OSError:  # a folder may be written to and not be read
+        return []
+    for entry in entries:
         match = _LEFTOVER.fullmatch(entry)
         if match and match["here"] == _here() and not _is_alive(int(match["pid"])):
             found.append((folder / entry, match["name"], match["kind"]))

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from utils.errors import MoraError
 
@@ -19,6 +20,19 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.2
 """Seconds between two attempts."""
+
+_held: set[IO[str]] = set()
+"""Lock files of this process."""
+
+
+def _let_go_in_a_fork() -> None:
+    """A forked helper must not keep the lock of a process that was killed."""
+    for stream in _held:
+        stream.close()  # nothing is buffered, and the lock belongs to all copies of what was opened
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_a_fork)
 
 
 class LockedError(MoraError):
@@ -47,7 +61,11 @@ def hold(path: str | Path, what: str, patience: float = 0.0) -> Iterator[None]:
             stream.truncate(0)
             stream.write(json.dumps(_me()))
             stream.flush()
-        yield
+        _held.add(stream)
+        try:
+            yield
+        finally:
+            _held.discard(stream)
 
 
 def _take(stream, path: Path, what: str, patience: float) -> bool:
