@@ -103,7 +103,16 @@ class MoraTokenizer(abc.ABC):
         Args:
             ids: any iterable of integers.
             skip_special_tokens: leave out BOS, EOS, unk and pad; ``[SEG]`` and the like stay.
+
+        Raises:
+            TokenizerError: an id that the vocabulary lacks (embeddings may have more rows than there are tokens).
         """
+
+    def _unknown(self, token: int) -> TokenizerError:
+        return TokenizerError(
+            f"{self.folder}: token id {token} was written, which the tokenizer ({len(self)} tokens) lacks; is it the "
+            "one that was saved with the weights?"
+        )
 
     @abc.abstractmethod
     def _pieces(self, text: str) -> list[tuple[int, int]]:
@@ -256,7 +265,7 @@ class SentencePieceTokenizer(MoraTokenizer):
         for token in map(int, ids):
             if token < 0:
                 continue
-            name = self._names.get(token) or self._model.id_to_piece(token)
+            name = self._names.get(token) or self._piece(token)
             if skip_special_tokens and name in specials:
                 continue
             if token in self._names:
@@ -267,6 +276,11 @@ class SentencePieceTokenizer(MoraTokenizer):
                 runs.append([name])
         between = " " if self.rule == "legacy" else ""
         return between.join(run if isinstance(run, str) else self._join(run, specials, between) for run in runs)
+
+    def _piece(self, token: int) -> str:
+        if token >= self._model.get_piece_size():
+            raise self._unknown(token)
+        return self._model.id_to_piece(token)
 
     def _join(self, names: list[str], specials: set[str], between: str) -> str:
         """Text of pieces; special tokens among them are written out, with 4.31's space before one that follows text."""
@@ -320,6 +334,9 @@ class FastTokenizer(MoraTokenizer):
         if skip_special_tokens:
             specials = {self.find(special.content) for special in self.specials.values()}
             kept = [token for token in kept if token not in specials]
+        for token in kept:
+            if self._engine.id_to_token(token) is None:
+                raise self._unknown(token)
         return self._engine.decode(kept, skip_special_tokens=False)
 
     def _write_vocabulary(self, folder: Path) -> None:

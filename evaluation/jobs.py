@@ -12,7 +12,7 @@ import numpy as np
 from datasets.sample import Query, VideoRecord
 from evaluation.protocol import Protocol
 from evaluation.records import Record, frames_digest, read_record, record_path, what_changed
-from utils.errors import DataError
+from utils.errors import DataError, NumericalError
 from utils.masks import encode_rle
 from utils.video import read_frame
 
@@ -116,7 +116,11 @@ class VideoJob:
         return frames
 
     def record(self, query: Query, outcome: Outcome) -> Record:
-        """The record of a question; encodes its masks."""
+        """The record of a question; encodes its masks.
+
+        Raises:
+            NumericalError: a [LOC] probability is none.
+        """
         common = {
             "video_id": self.video.video_id,
             "query_id": query.query_id,
@@ -130,6 +134,8 @@ class VideoJob:
             return Record(**common, status="failed", reason=outcome.reason)
         masks = [encode_rle(m) if seg else None for m, seg in zip(outcome.masks, outcome.has_seg)]
         probs = outcome.loc_probs
+        if probs is not None and not np.all((np.asarray(probs) >= 0) & (np.asarray(probs) <= 1)):
+            raise NumericalError("not finite, or no probability from 0 to 1: [LOC] probabilities")
         return Record(
             **common,
             status="ok",

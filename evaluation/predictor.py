@@ -25,7 +25,7 @@ from evaluation.protocol import Protocol
 from model import answering
 from model.context import Answer, VideoContext
 from model.mora import MoraModel
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError, TokenizerError
 
 
 @dataclass
@@ -54,7 +54,7 @@ class MoraPredictor:
         use_cache: reuse what was read of a video for all its questions; the result is the same.
 
     Raises:
-        TokenizerError: the tokenizer lacks a token.
+        TokenizerError: the tokenizer lacks a token, or the model has no embedding for it.
         ConfigError: the protocol needs a [LOC] head that the model does not have.
     """
 
@@ -73,10 +73,10 @@ class MoraPredictor:
                 "--use_loc_refine and --force_loc_token need a [LOC] head, which this model does not have "
                 f"(loc_mode {config.loc_mode!r}); use --seg_only, or a model trained with --loc_mode"
             )
-        tokenizer.id_of(config.seg_token)
-        if self.has_loc:
-            tokenizer.id_of(config.loc_token)
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self._rows = model.get_input_embeddings().num_embeddings
+        for token in (config.seg_token, config.loc_token) if self.has_loc else (config.seg_token,):
+            self._check_rows([tokenizer.id_of(token)])
         self.template = template or config.template
         self.use_cache = use_cache
         self._device = next(model.parameters()).device
@@ -116,7 +116,15 @@ class MoraPredictor:
     def answer(
         self, context: VideoContext, questions: Sequence[Query], frames_per_pass: int | None = None
     ) -> list[Prediction]:
-        """Answer questions about an encoded video, at most so many masks at a time."""
+        """Answer questions about an encoded video, at most so many masks at a time.
+
+        Raises:
+            DataError: a question cannot be written as tokens.
+            TokenizerError: a token has no embedding, or the model wrote one that the tokenizer lacks.
+            NumericalError: an answer comes from values that are not finite.
+        """
+        for query in questions:
+            _check_text(query)
         ask = referring_question if self.protocol.prompt == "referring" else groundmore_question
         messages = [ask(query.text, f"question {query.query_id}") for query in questions]
         prompts, forced = self._prompts(messages)
@@ -130,7 +138,10 @@ class MoraPredictor:
             use_cache=self.use_cache,
             mask_threshold=self.protocol.mask_threshold,
             frames_per_pass=frames_per_pass,
+            use_loc=self.has_loc,
         )
+        for ids in (*prompts, *(forced or ())):
+            self._check_rows(ids.tolist())
         with self.model.evaluating():
             answers = answering.answer(self.model, context, prompts, request)
         return [self._prediction(answer) for answer in answers]
@@ -143,8 +154,16 @@ class MoraPredictor:
         pairs = [encode_forced_answer(message, text, self.template, self.tokenizer) for message in messages]
         return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
 
+    def _check_rows(self, ids: Sequence[int]) -> None:
+        """Refuse ids without an embedding here: on a GPU, looking one up ends all work of the process."""
+        if max(ids) >= self._rows:
+            raise TokenizerError(
+                f"the tokenizer gives id {max(ids)}, but the model has {self._rows} embeddings; use the tokenizer that "
+                "was saved with the weights"
+            )
+
     def _prediction(self, answer: Answer) -> Prediction:
-        probs = answer.loc_probs if self.has_loc else None
+        probs = answer.loc_probs
         return Prediction(
             masks=answer.masks.cpu().numpy(),
             has_seg=answer.has_seg.cpu().numpy(),
@@ -153,6 +172,17 @@ class MoraPredictor:
             forced_seg=answer.forced_seg,
             forced_loc=answer.forced_loc,
         )
+
+
+def _check_text(query: Query) -> None:
+    """Refuse text that no tokenizer takes."""
+    try:
+        query.text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"question {query.query_id}: its text holds half a letter (U+{ord(query.text[error.start]):04X} at "
+            f"character {error.start}), which UTF-8 cannot hold; write the letter out in the annotation file"
+        ) from None
 
 
 def control_order(control: str, num_frames: int, video_id: str) -> np.ndarray:
@@ -168,7 +198,7 @@ def control_order(control: str, num_frames: int, video_id: str) -> np.ndarray:
     if control == "repeat_first":
         return np.zeros_like(order)
     if control == "shuffle" and num_frames > 1:
-        rng = np.random.default_rng(zlib.crc32(video_id.encode()))
+        rng = np.random.default_rng(zlib.crc32(video_id.encode("utf-8", "surrogatepass")))
         shuffled = rng.permutation(num_frames)
         while np.array_equal(shuffled, order):
             shuffled = rng.permutation(num_frames)

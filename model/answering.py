@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.backbones.packing import FILLER_ID, split_at_image
-from model.backbones.reading import Prefix, generate, open_session, prefill, read_suffixes
+from model.backbones.reading import Prefix, generate, not_finite, open_session, prefill, read_suffixes
 from model.context import NO_MASK_LOGIT, Answer, Reading, VideoContext
 from model.plan import find
 from utils.errors import ConfigError
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """How to answer; the arguments of :meth:`model.mora.MoraModel.answer`, in its order, and two more.
+    """How to answer; the arguments of :meth:`model.mora.MoraModel.answer`, in its order, and three more.
 
     Attributes:
         mask_threshold: give masks instead of logits: bool, above this. An eighth of the memory, and a fourth of what
             is copied from the device; None gives logits.
         frames_per_pass: at most so many masks are decoded together; None: as many as fit.
+        use_loc: read the [LOC] head; without it there are no probabilities.
     """
 
     answer_mode: str
@@ -38,6 +39,7 @@ class Request:
     use_cache: bool
     mask_threshold: float | None = None
     frames_per_pass: int | None = None
+    use_loc: bool = True
 
 
 @dataclass
@@ -135,7 +137,11 @@ def read(model: MoraModel, context: VideoContext, input_ids: Sequence[Tensor], u
 
 
 def answer(model: MoraModel, context: VideoContext, prompts: Sequence[Tensor], request: Request) -> list[Answer]:
-    """See :meth:`model.mora.MoraModel.answer`."""
+    """See :meth:`model.mora.MoraModel.answer`.
+
+    Raises:
+        NumericalError: a value that a mask, a time or a generated token comes from is not finite; names which.
+    """
     seg_id, loc_id = model.token_ids()
     forced = _forced_answers(request, len(prompts))
     questions: dict[int, Question] = {}
@@ -156,8 +162,11 @@ def answer(model: MoraModel, context: VideoContext, prompts: Sequence[Tensor], r
             question.states = states
         questions.update({number: question for (number, _, _), question in zip(members, group)})
     ordered = [questions[number] for number in range(len(prompts))]
-    drawn, has_seg = _masks(model, context, ordered, seg_id, request)
-    times = [_times(model, context, question, loc_id) for question in ordered]
+    checks = FiniteChecks()
+    drawn, has_seg = _masks(model, context, ordered, seg_id, request, checks)
+    read_loc = loc_id if request.use_loc else None
+    times = [_times(model, context, question, read_loc, checks) for question in ordered]
+    checks.raise_if_any()
     logits, masks = (drawn, [None] * len(ordered)) if request.mask_threshold is None else ([None] * len(ordered), drawn)
     return [
         Answer(q.answers, logits[i], has_seg[i], times[i], q.forced_seg, q.forced_loc, masks[i])
@@ -206,8 +215,39 @@ def _teacher_forced(question: Question) -> Tensor:
     return torch.tensor(rows, dtype=torch.long)
 
 
+class FiniteChecks:
+    """Collects on the device whether values are finite, and asks it once.
+
+    A mask of NaN is empty and a NaN probability keeps no mask, so a broken model would score as silence.
+    """
+
+    def __init__(self) -> None:
+        self._finite: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Note whether all ``values`` are finite; ``name`` says what they are."""
+        finite = values.isfinite().all()
+        self._finite[name] = finite & self._finite[name] if name in self._finite else finite
+
+    def raise_if_any(self) -> None:
+        """Wait for the device.
+
+        Raises:
+            NumericalError: some values are not finite; names all of these, in the order in which they were computed.
+        """
+        if self._finite:
+            finite = torch.stack(list(self._finite.values())).tolist()
+            if not all(finite):
+                raise not_finite([name for name, good in zip(self._finite, finite) if not good])
+
+
 def _masks(
-    model: MoraModel, context: VideoContext, questions: list[Question], seg_id: int, request: Request
+    model: MoraModel,
+    context: VideoContext,
+    questions: list[Question],
+    seg_id: int,
+    request: Request,
+    checks: FiniteChecks,
 ) -> tuple[Tensor, Tensor]:
     """Masks of all questions: logits float32 [K, T, H, W], or bool above the threshold; and has_seg bool [K, T]."""
     frames, threshold = context.num_frames, request.mask_threshold
@@ -228,12 +268,15 @@ def _masks(
     has_seg = torch.zeros(len(questions), frames, dtype=torch.bool)
     has_seg[owners, places] = True
     if states:
-        embeds = model.prompt_embeddings(torch.stack(states))
+        seg_states = torch.stack(states)
+        embeds = model.prompt_embeddings(seg_states)
         low_res, _ = model.sam.decode(
             context.sam_embeddings[torch.tensor(places, device=device)],
             embeds[torch.tensor(prompts, device=device)][:, None],
             request.frames_per_pass,
         )
+        for name, values in (("[SEG] states", seg_states), ("prompt embeddings", embeds), ("mask logits", low_res)):
+            checks.add(name, values)
         step = request.frames_per_pass or frames
         for start in range(0, len(places), step):
             # Full-size logits of a few masks at a time: a hundred at 720p would be a gigabyte of temporaries.
@@ -245,15 +288,22 @@ def _masks(
     return drawn, has_seg.to(device)
 
 
-def _times(model: MoraModel, context: VideoContext, question: Question, loc_id: int | None) -> Tensor | None:
+def _times(
+    model: MoraModel, context: VideoContext, question: Question, loc_id: int | None, checks: FiniteChecks
+) -> Tensor | None:
     """Probability per frame that the motion happens, float32 [T]; None without a [LOC] or an image."""
     said = [(row, find(ids, loc_id)[0]) for row, ids in enumerate(question.answers) if loc_id in ids]
     if loc_id is None or not said or question.visual_states is None:
         return None
     states = torch.stack([question.before(row, index) for row, index in said])
+    checks.add("[LOC] states", states)
     if model.config.loc_mode == "frame":
+        logits = model.loc_head(states).float()
+        checks.add("[LOC] logits", logits)
         probs = torch.zeros(context.num_frames, device=states.device)
-        probs[[row for row, _ in said]] = model.loc_head(states).float().sigmoid()
+        probs[[row for row, _ in said]] = logits.sigmoid()
         return probs
     frames = model.projector.frame_states(question.visual_states, context.num_frames)
-    return model.loc_head(states.mean(0, keepdim=True), frames)[0].float().sigmoid()
+    logits = model.loc_head(states.mean(0, keepdim=True), frames)[0].float()
+    checks.add("[LOC] logits", logits)
+    return logits.sigmoid()

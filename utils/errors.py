@@ -23,6 +23,10 @@ class TokenizerError(MoraError):
     """A tokenizer lacks something the model needs."""
 
 
+class NumericalError(MoraError):
+    """A model's numbers are not finite: they overflowed, or its weights are damaged."""
+
+
 class Problems:
     """Collects mistakes so that all of them are reported at once.
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from model.backbones.llava import run_rows
 from model.backbones.packing import Row, attention_mask, segment_mask
+from utils.errors import NumericalError
 
 
 @dataclass
@@ -198,6 +199,9 @@ def generate(
 
     Returns:
         [K][R] generated ids, without the end token.
+
+    Raises:
+        NumericalError: the logits of a token are not finite, so there is no most probable one.
     """
     rows = session.prefix.rows
     answers: list[list[list[int]]] = [[[] for _ in range(rows)] for _ in suffixes]
@@ -205,18 +209,30 @@ def generate(
     states = read_suffixes(session, [torch.tensor([ids] * rows, dtype=torch.long) for ids in suffixes])
     last = {k: state[:, -1] for k, state in enumerate(states)}
     for step in range(max_new_tokens):
-        tokens = llm.lm_head(torch.cat(list(last.values()))).argmax(-1).view(len(last), rows)
+        logits = llm.lm_head(torch.cat(list(last.values())))
+        # -1 tells of values that are not finite without another wait for the device.
+        tokens = logits.argmax(-1).masked_fill(~logits.isfinite().all(-1), -1).view(len(last), rows)
         chosen = tokens.tolist()
         for k, row_tokens in zip(last, chosen):
             for row, token in enumerate(row_tokens):
+                if token < 0 and open_rows[k][row]:
+                    raise not_finite(["logits of a generated token"])
                 open_rows[k][row] = open_rows[k][row] and token != eos_token_id
                 if open_rows[k][row]:
                     answers[k][row].append(token)
-        pieces = {k: tokens[i][:, None] for i, k in enumerate(last) if any(open_rows[k])}
+        pieces = {k: tokens[i].clamp(min=0)[:, None] for i, k in enumerate(last) if any(open_rows[k])}
         if not pieces or step + 1 == max_new_tokens:
             break
         last = {k: state[:, -1] for k, state in session.append(pieces).items()}
     return answers
+
+
+def not_finite(names: Sequence[str]) -> NumericalError:
+    """The error that says which values of an answer are NaN or infinite."""
+    return NumericalError(
+        f"not finite (NaN or infinity): {', '.join(names)}; the weights are damaged, or numbers overflowed "
+        "(fp16 overflows first; use bf16 or fp32)"
+    )
 
 
 def read_suffixes(session: Session, suffixes: Sequence[Tensor]) -> list[Tensor]:
