@@ -1,4 +1,4 @@
-"""Out of memory: how it is known, and how a task goes on with smaller parts."""
+"""Out of memory: how it is known, and how a task goes on with smaller parts. And a device that is lost altogether."""
 
 from __future__ import annotations
 
@@ -21,7 +21,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "defaultcpuallocator" in text)
+    words = ("out of memory", "defaultcpuallocator", "status_alloc_failed")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error says that the device does no more work for this process.
+
+    After a failed assertion or an illegal access on a GPU everything that the process asks of it raises the same again.
+    """
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    text = str(error).lower()
+    words = ("cuda error", "hip error", "device-side assert")
+    return isinstance(error, torch.AcceleratorError) or any(word in text for word in words)
 
 
 def reason_of(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,18 +24,36 @@ from tqdm import tqdm
 
 from datasets.sample import Query, VideoRecord
 from evaluation.jobs import Failure, Outcome, Prediction, VideoJob
-from evaluation.memory import free_memory, is_out_of_memory, reason_of, warn_once, with_fewer_frames
+from evaluation.memory import (
+    free_memory,
+    is_device_lost,
+    is_out_of_memory,
+    reason_of,
+    warn_once,
+    with_fewer_frames,
+)
 from evaluation.prefetch import prefetch
 from evaluation.protocol import Protocol
-from evaluation.records import read_record, record_path, write_record
+from evaluation.records import Record, read_record, record_path, write_record
 from evaluation.selection import Selected
 from evaluation.writer import Behind
 from utils.errors import DataError, MoraError
+from utils.terminal import one_line
 
 logger = logging.getLogger(__name__)
 
-QUESTION_ERRORS = (MoraError, OSError, RuntimeError, ValueError, MemoryError)
-"""What may go wrong with one video or question without the run being broken; includes out of memory."""
+QUESTION_ERRORS = (Exception,)
+"""What belongs to one video or question: whatever is raised while it is read, asked or answered. The data decides which
+code runs, so nobody can list the types that bad data raises; each failure is recorded with its type, is counted, and
+the run ends with 1, so that nothing is hidden. Not among them: Ctrl-C and the like, a device that is lost (see
+:class:`DeviceLost`), a record that cannot be written, and a bug that fails every question (:data:`BUGS`)."""
+
+BUGS = (TypeError, AttributeError, NameError, ImportError)
+"""Errors that the code is usually to blame for. If one failed every question of a run, it ends the run in the end."""
+
+
+class DeviceLost(MoraError):
+    """The device does no more work for this process; every later question would fail for no reason of its own."""
 
 
 class VideoPredictor(Interface):
@@ -108,6 +127,8 @@ def predict_corpus(
 
     Raises:
         OSError: a record cannot be written.
+        DeviceLost: the device went away; what was asked then is recorded as failed, what comes later is not.
+        Exception: one of :data:`BUGS` failed every question; they are recorded as failed.
     """
     todo, summary, total = _open_jobs(videos, protocol, output_dir, fingerprint, on_video)
     if on_start is not None:
@@ -121,22 +142,26 @@ def predict_corpus(
     def write(done: tuple[_Task, list[tuple[Query, Outcome]]]) -> None:
         task, outcomes = done
         for query, outcome in sorted(outcomes, key=lambda pair: pair[0].query_id in task.failed):
-            write_record(output_dir, task.job.record(query, outcome))
+            record, outcome = _record(task.job, query, outcome)
+            write_record(output_dir, record)
             task.left -= 1
             _count(summary, task.job.video.video_id, query, outcome)
             bar.update(1)
         if task.left == 0 and on_video is not None:
             on_video(task.selected.scored)
 
+    bugs: list[Exception] = []
     with bar, Behind(write) as behind:
         prepared = prefetch(todo, prepare, QUESTION_ERRORS, options.decode_workers)
         try:
             for task, ready in prepared:
-                for outcomes in _answers(task, predictor, ready, questions_per_batch):
+                for outcomes in _answers(task, predictor, ready, questions_per_batch, bugs):
                     behind.put((task, outcomes))
                 del ready
         finally:
             prepared.close()
+    if bugs and not summary.written + summary.reused:
+        raise bugs[0]
     return summary
 
 
@@ -184,67 +209,112 @@ def _open_jobs(
     return todo, summary, sum(states.values())
 
 
+def _record(job: VideoJob, query: Query, outcome: Outcome) -> tuple[Record, Outcome]:
+    """The record of a question; a failure if its prediction cannot be recorded."""
+    try:
+        return job.record(query, outcome), outcome
+    except QUESTION_ERRORS as error:
+        outcome = Failure(reason_of(error))
+        return job.record(query, outcome), outcome
+
+
 def _count(summary: PredictionSummary, video_id: str, query: Query, outcome: Outcome) -> None:
     if isinstance(outcome, Failure):
         summary.failures.append((video_id, query.query_id, outcome.reason))
-        logger.error("%s, question %s failed: %s", video_id, query.query_id, outcome.reason)
+        logger.error("%s, question %s failed: %s", *map(one_line, (video_id, query.query_id, outcome.reason)))
     else:
         summary.written += 1
 
 
 def _answers(
-    task: _Task, predictor: VideoPredictor, ready: Any, questions_per_batch: int
+    task: _Task, predictor: VideoPredictor, ready: Any, questions_per_batch: int, bugs: list[Exception]
 ) -> Iterator[list[tuple[Query, Outcome]]]:
-    """Yield the missing questions of a video with what became of them, batch by batch."""
+    """Yield the missing questions of a video with what became of them, batch by batch; collects :data:`BUGS`."""
     queries, frames = task.job.video.queries, len(task.job.frame_indices)
-    context, failure = None, None
+    context, failure, lost = None, None, None
     try:
         if isinstance(ready, Exception):
             raise ready
         context = with_fewer_frames(lambda limit: predictor.encode(ready, **_limited(limit)), frames)
     except QUESTION_ERRORS as error:
-        failure = Failure(reason_of(error))
+        failure, lost = _failure(error, bugs), _device_lost(error)
     if failure is not None:
         yield [(query, failure) for query in task.job.queries if query.query_id in task.missing]
+        if lost is not None:
+            raise lost
         return
     size = questions_per_batch or len(queries)
     for start in range(0, len(queries), size):
         batch = queries[start : start + size]
         if any(query.query_id in task.missing for query in batch):
-            outcomes = _answer(predictor, context, batch, frames)
+            try:
+                outcomes = _answer(predictor, context, batch, frames, bugs)
+            except DeviceLost as error:
+                outcomes, lost = [Failure(reason_of(error))] * len(batch), error
             yield [(query, out) for query, out in zip(batch, outcomes) if query.query_id in task.missing]
+            if lost is not None:
+                raise lost
 
 
-def _answer(predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int) -> list[Outcome]:
+def _answer(
+    predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int, bugs: list[Exception]
+) -> list[Outcome]:
     """Answers to a batch. One that is too large for the memory is halved; one that raises otherwise is asked question
     by question, so that one cannot fail the others."""
     if len(batch) == 1:
-        return [_answer_one(predictor, context, batch, frames)]
+        return [_answer_one(predictor, context, batch, frames, bugs)]
+    lost = None
     try:
         return list(predictor.answer(context, batch))
     except QUESTION_ERRORS as error:
+        lost = _device_lost(error)
         short = is_out_of_memory(error)
         if not short:
-            logger.warning("asking %d questions one by one after %s", len(batch), reason_of(error))
+            logger.warning("asking %d questions one by one after %s", len(batch), one_line(reason_of(error)))
+    if lost is not None:
+        raise lost
     size = 1
     if short:
         free_memory()
         size = (len(batch) + 1) // 2
         warn_once(f"{size} questions at a time")
     parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-    return [outcome for part in parts for outcome in _answer(predictor, context, part, frames)]
+    return [outcome for part in parts for outcome in _answer(predictor, context, part, frames, bugs)]
 
 
-def _answer_one(predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int) -> Outcome:
+def _answer_one(
+    predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int, bugs: list[Exception]
+) -> Outcome:
     """The answer to a single question, with fewer frames at a time if memory is short."""
     try:
         return with_fewer_frames(lambda limit: predictor.answer(context, batch, **_limited(limit))[0], frames)
     except QUESTION_ERRORS as error:
-        failure = Failure(reason_of(error))
+        failure, lost = _failure(error, bugs), _device_lost(error)
         short = is_out_of_memory(error)
+    if lost is not None:
+        raise lost
     if short:
         free_memory()
     return failure
+
+
+def _failure(error: Exception, bugs: list[Exception]) -> Failure:
+    """What the record says; an error that looks like a bug is recorded with its place, and kept."""
+    if not isinstance(error, BUGS):
+        return Failure(reason_of(error))
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    bugs.append(error.with_traceback(None))  # its frames would keep the memory of the device
+    return Failure(f"{reason_of(error)} ({Path(place.filename).name}, line {place.lineno})")
+
+
+def _device_lost(error: Exception) -> DeviceLost | None:
+    """The error that ends the run, if this one says that the device is lost."""
+    if not is_device_lost(error):
+        return None
+    return DeviceLost(
+        f"the device is lost after {reason_of(error).splitlines()[0]}; this process can compute nothing more. Start "
+        "the same command again: it goes on with what is missing (CUDA_LAUNCH_BLOCKING=1 shows where it happens)"
+    )
 
 
 def _limited(limit: int | None) -> dict[str, int]:
