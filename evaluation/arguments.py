@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
+from evaluation.outputs import FILES, note_foreign_file, note_foreign_folder, note_own_place
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import read_run
 from evaluation.report_page import LIMIT as PICTURES
 from evaluation.shards import find_shard
 from model.convert.sources import is_hub_name
 from utils.distributed import cores_per_process
-from utils.errors import ConfigError, Problems
+from utils.errors import ConfigError, DataError, Problems
 from utils.files import unusable_folder
+from utils.paths import note_inputs_overwritten, user_path
 
 DESCRIPTION = """\
 Evaluate MoRA on GroundMoRe: predict masks for every question, then score them with J and F.
@@ -55,6 +57,9 @@ Ctrl-C or SIGTERM.
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+INPUTS = ("version", "vision_pretrained", "vision_tower", "meta_file", "video_root")
+"""Flags that name what is read."""
+
 FLAG_OF_FIELD = {"loc_refine": "use_loc_refine"}
 """Fields of the protocol whose flag has another name."""
 
@@ -65,9 +70,12 @@ def _switch(group: argparse._ArgumentGroup, name: str, help: str, default: bool 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model (not needed with --score_only)")
-    group.add_argument("--version", metavar="PATH", help="exported model, LISA/MoRA folder, or Hugging Face id")
-    group.add_argument("--vision_pretrained", metavar="FILE", help="SAM weights, only for what the model lacks")
-    group.add_argument("--vision-tower", "--vision_tower", dest="vision_tower", metavar="PATH",
+    group.add_argument(
+        "--version", type=user_path, metavar="PATH", help="exported model, LISA/MoRA folder, or Hugging Face id"
+    )
+    group.add_argument("--vision_pretrained", type=user_path, metavar="FILE",
+                       help="SAM weights, only for what the model lacks")  # fmt: skip
+    group.add_argument("--vision-tower", "--vision_tower", dest="vision_tower", type=user_path, metavar="PATH",
                        help="CLIP vision tower, if not the one the model names")  # fmt: skip
     group.add_argument("--allow_unexpected", action="append", default=[], metavar="PATTERN",
                        help="tensors of the model that may be left out, such as '*loc*' of a head in another layout; "
@@ -82,12 +90,14 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--meta_file", default="groundmore_test.json", metavar="FILE", help="questions (%(default)s)")
-    group.add_argument("--video_root", default="groundmore_videos", metavar="DIR",
+    group.add_argument("--meta_file", type=user_path, default="groundmore_test.json", metavar="FILE",
+                       help="questions (%(default)s)")  # fmt: skip
+    group.add_argument("--video_root", type=user_path, default="groundmore_videos", metavar="DIR",
                        help="one folder per clip with images/ and masks/ (%(default)s)")  # fmt: skip
-    group.add_argument("--output_dir", default="output", metavar="DIR",
+    group.add_argument("--output_dir", type=user_path, default="output", metavar="DIR",
                        help="records, scores, summary.json, scores.json, report.html (%(default)s)")  # fmt: skip
-    group.add_argument("--result_file", metavar="FILE", help="text result (default: OUTPUT_DIR/result.txt)")
+    group.add_argument("--result_file", type=user_path, metavar="FILE",
+                       help="text result (default: OUTPUT_DIR/result.txt)")  # fmt: skip
     group.add_argument("--video", action="append", metavar="ID", help="only this clip; may be repeated")
     group.add_argument("--question", action="append", metavar="ID",
                        help="only questions of this id, in all clips or those of --video; may be repeated")  # fmt: skip
@@ -167,11 +177,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         problems.add("--meta_file", f"{args.meta_file}: no such file; download test_v2.json of GroundMoRe")
     if not Path(args.video_root).is_dir():
         problems.add("--video_root", f"{args.video_root}: no such folder; extract the frames of GroundMoRe there")
-    for name, path in (("output_dir", args.output_dir), ("result_file", Path(args.result_file or "x").parent)):
-        if problem := unusable_folder(path):
-            problems.add(f"--{name}", f"{problem}; choose another place")
-    if args.result_file is not None and Path(args.result_file).is_dir():
-        problems.add("--result_file", f"{args.result_file} is a folder; name a file in it")
+    _check_outputs(args, problems)
     at_least = {"workers": 0, "decode_workers": 0, "pictures": 0, "questions_per_batch": 0, "limit": 1, "num_shards": 1}
     for name, smallest in at_least.items():
         value = getattr(args, name)
@@ -183,6 +189,31 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     problems.raise_if_any(ConfigError, "evaluate_groundmore.py cannot start")
     args.result_file = args.result_file or str(Path(args.output_dir) / "result.txt")
     return args
+
+
+def _check_outputs(args: argparse.Namespace, problems: Problems) -> None:
+    """Note outputs that cannot be written, or that would replace an input or what somebody else wrote."""
+    folder, result = args.output_dir, args.result_file
+    inputs = {f"--{name}": getattr(args, name) for name in INPUTS}
+    for name, path in (("output_dir", folder), ("result_file", Path(result or "x").parent)):
+        if problem := unusable_folder(path):
+            problems.add(f"--{name}", f"{problem}; choose another place")
+            return
+    note_inputs_overwritten(problems, ("--output_dir", folder), inputs)
+    written = {name for name in FILES if name != "result.txt" and (name != "report.html" or args.pictures > 0)}
+    note_foreign_folder(
+        problems, "--output_dir", folder, sorted(written | ({"result.txt"} if result is None else set()))
+    )
+    if result is None:
+        return
+    if Path(result).is_dir():
+        problems.add("--result_file", f"{result} is a folder; name a file in it")
+        return
+    before = len(problems)
+    note_inputs_overwritten(problems, ("--result_file", result), inputs)
+    note_own_place(problems, "--result_file", result, folder)
+    if len(problems) == before:
+        note_foreign_file(problems, "--result_file", result, FILES["result.txt"])
 
 
 def _settle_shard(args: argparse.Namespace, problems: Problems) -> None:
@@ -236,7 +267,10 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     }
     if not args.score_only:
         return make_protocol(args.protocol, **given)
-    done = read_run(args.output_dir)["settings"]["protocol"]
+    done = read_run(args.output_dir)["settings"].get("protocol")
+    known = {field.name for field in dataclasses.fields(Protocol)}
+    if not isinstance(done, dict) or not set(done) <= known:
+        raise DataError(f"{Path(args.output_dir) / 'run.json'}: its protocol is not one of this version; predict again")
     problems = Problems()
     for name, value in done.items():
         if given.get(name) not in (None, value):

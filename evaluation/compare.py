@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.sample import QUESTION_TYPES
-from evaluation.comparison import COMPARED, LOWER_IS_BETTER, compare, read_scored_run
+from evaluation.comparison import COMPARED, COMPARISON_FORMAT, LOWER_IS_BETTER, compare, read_scored_run
+from evaluation.outputs import note_foreign_file, note_own_place
 from evaluation.report import layout
 from evaluation.summary import OVERALL, ROWS
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.files import write_json
+from utils.paths import user_path
+from utils.terminal import one_line, write_any_text
 
 DESCRIPTION = """\
 Compare two evaluations question by question: is B better than A, where, and how sure is that?
@@ -52,8 +55,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("a", metavar="A", type=Path, help="output folder of an evaluation, or the scores.json in it")
-    parser.add_argument("b", metavar="B", type=Path, nargs="?", help="the same; default: A, with other rows")
+    parser.add_argument("a", metavar="A", type=_path, help="output folder of an evaluation, or the scores.json in it")
+    parser.add_argument("b", metavar="B", type=_path, nargs="?", help="the same; default: A, with other rows")
     parser.add_argument("--measure", default="JF", metavar="NAME",
                         help=f"of the table by type and the questions: {', '.join(COMPARED)} (default JF)")  # fmt: skip
     parser.add_argument("--row", default="model", metavar="ROW",
@@ -61,7 +64,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--row_a", metavar="ROW", help="row of A, if another")
     parser.add_argument("--row_b", metavar="ROW", help="row of B, if another")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="questions shown each way (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, every changed question included")
+    parser.add_argument("--json", type=_path, metavar="FILE", help="write everything, every changed question included")
     parser.add_argument("--allow_different_protocols", action=argparse.BooleanOptionalAction, default=False,
                         help="compare runs that do not measure the same thing; what differs is printed")  # fmt: skip
     args = parser.parse_args(argv)
@@ -109,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 if the runs cannot be compared.
     """
+    write_any_text()
     try:
         args = parse_arguments(argv)
         runs, problems = {}, Problems()
@@ -118,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             except DataError as error:
                 problems.messages.append(str(error))
         problems.raise_if_any(DataError, "nothing to compare")
+        if args.json:
+            _check_output(args)
         result = compare(runs[args.a], runs[args.b], args.row_a, args.row_b, args.allow_different_protocols)
         print(format_comparison(result, args.measure, args.top))
         if args.json:
@@ -127,6 +133,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _path(text: str) -> Path:
+    return Path(user_path(text))
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuse a ``--json`` that would replace what was read, or what this program did not write.
+
+    Raises:
+        ConfigError: it would.
+    """
+    problems, mark = Problems(), f'"format": "{COMPARISON_FORMAT}"'.encode()
+    note_foreign_file(problems, "--json", args.json, mark)
+    for run in (args.a, args.b):
+        note_own_place(problems, "--json", args.json, run if run.is_dir() else run.parent)
+    problems.raise_if_any(ConfigError, "the comparison cannot be written there")
 
 
 def _head(result: dict) -> list[str]:
@@ -144,7 +167,7 @@ def _head(result: dict) -> list[str]:
     for side in ("a", "b"):
         alone = result[f"only_in_{side}"]
         if alone:
-            shown = "; ".join(", ".join(key) for key in alone[:5]) + ("; …" if len(alone) > 5 else "")
+            shown = "; ".join(one_line(", ".join(key)) for key in alone[:5]) + ("; …" if len(alone) > 5 else "")
             lines.append(f"left out: {len(alone)} questions only in {side.upper()} ({shown})")
     return lines
 
@@ -178,11 +201,11 @@ def _questions(changes: list[dict], measure: str, top: int) -> list[str]:
         if not chosen:
             parts.append(f"{title}: none")
             continue
-        names = [f"{change['video_id']}, {change['query_id']}" for change in chosen]
+        names = [one_line(f"{change['video_id']}, {change['query_id']}") for change in chosen]
         room = max(120 - max(map(len, names)) - 30, 20)
         lines = [
             f"  {change['difference']:+.4f}  {change['a']:.4f} -> {change['b']:.4f}  {name}: "
-            f"{_shorten(change['question'], room)}"
+            f"{_shorten(one_line(change['question']), room)}"
             for name, change in zip(names, chosen)
         ]
         parts.append("\n".join([f"{title}:", *lines]))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.outputs import read_whole, reading_results
 from evaluation.protocol import Protocol
 from evaluation.statistics import METHOD, VideoBootstrap
 from evaluation.summary import MEASURES, ROWS, row_values, split_table
 from utils.errors import ConfigError, DataError, Problems
-from utils.files import read_json
 
 COMPARISON_FORMAT = "mora-comparison-1"
 
@@ -71,11 +71,13 @@ def read_scored_run(path: str | Path) -> ScoredRun:
     file = path / "scores.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(_missing(path, file))
-    scores = read_json(file)
+    scores = read_whole(file)
     needed = ("video_id", "query_id", "q_type", "question", "status", "rows")
     whole = isinstance(scores, list) and all(isinstance(s, dict) and all(key in s for key in needed) for s in scores)
     if not whole or not all(isinstance(score["rows"], dict) for score in scores):
         raise DataError(f"{file}: not the scores of an evaluation; give its output folder or the scores.json in it")
+    with reading_results(file):
+        _check_values(scores)
     if not scores:
         raise DataError(f"{file}: no question was scored; evaluate at least one")
     by_key = {(score["video_id"], score["query_id"]): score for score in scores}
@@ -83,12 +85,31 @@ def read_scored_run(path: str | Path) -> ScoredRun:
         raise DataError(f"{file}: {len(scores) - len(by_key)} questions stand in it twice; score the run again")
     summary_file, protocol = file.with_name("summary.json"), None
     if summary_file.is_file():
-        summary = read_json(summary_file)
+        summary = read_whole(summary_file)
         stated = summary.get("protocol") if isinstance(summary, dict) else None
         if not isinstance(stated, dict):
             raise DataError(f"{summary_file}: not the summary of an evaluation; score the run again")
         protocol = {**Protocol().as_dict(), **stated}
     return ScoredRun(file, by_key, protocol)
+
+
+def _check_values(scores: Sequence[dict]) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        TypeError: an id, a text or a number is something else.
+    """
+    for score in scores:
+        texts = {key: score[key] for key in ("video_id", "query_id", "question", "status")}
+        numbers = {(name, key): value for name, row in score["rows"].items() for key, value in row.items()}
+        for key, value in texts.items():
+            if not isinstance(value, str):
+                raise TypeError(f"{key} is {value!r}")
+        for key, value in numbers.items():
+            if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
+                raise TypeError(f"{' '.join(key)} of {score['video_id']}, {score['query_id']} is {value!r}")
+        if score["q_type"] is not None and not isinstance(score["q_type"], str):
+            raise TypeError(f"q_type is {score['q_type']!r}")
 
 
 def differing_settings(a: ScoredRun, b: ScoredRun) -> tuple[list[str], list[str]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from evaluation import disagreements_counting, disagreements_frames, disagreements_masks
 from evaluation.disagreements_world import Case
+from utils.terminal import write_any_text
 
 GROUPS: dict[str, tuple[Case, ...]] = {
     "The same masks, counted differently": disagreements_counting.CASES,
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None takes those of the process.
     """
+    write_any_text()
     cases = all_cases()
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.disagreements",

@@ -24,11 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from evaluation.sources import sources_digest
+
 LONGEST_WAIT = 120.0
 """Seconds to wait for another process that compiles; then this one compiles too."""
-
-SOURCES = ("metrics_layout.py", "metrics_numba.py", "metrics_numba_contours.py")
-"""What the machine code is made from; numba itself looks only at the file of the outermost function."""
 
 _once = threading.Lock()
 
@@ -61,9 +60,10 @@ def _cache_folder(chosen: str) -> Path:
     import llvmlite.binding
     import numba
 
+    # Of every source: numba itself looks only at the file of the outermost function.
     kind = f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()} {llvmlite.binding.get_host_cpu_features()}"
-    sources = [Path(__file__).with_name(name).read_bytes() for name in SOURCES]
-    name = "metrics_" + hashlib.sha256(b"\0".join([kind.encode(), *sources])).hexdigest()[:16]
+    sources = sources_digest("evaluation.metrics_numba")
+    name = "metrics_" + hashlib.sha256(f"{kind} {sources}".encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for base in (chosen, os.path.join(home, "mora")):
         if not base:

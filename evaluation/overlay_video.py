@@ -22,14 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from datasets.sample import Query, VideoRecord
+from evaluation.outputs import PICTURE_MARK, note_foreign_file
 from evaluation.pictures import loc_curve, question_picture, write_png
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
 from evaluation.report_page import add_run_flags, read_evaluation
 from evaluation.truth import question_window, read_truth
-from utils.errors import ConfigError, DataError, MoraError
+from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.masks import decode_rle
 from utils.overlay import draw_overlay, text_strip
+from utils.paths import user_path
+from utils.terminal import write_any_text
 from utils.video import read_frame
 
 MIN_WIDTH = 640
@@ -108,6 +111,7 @@ def write_h264(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> No
     stream, size = None, None
     try:
         with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            container.metadata["comment"] = PICTURE_MARK
             for frame in frames:
                 if stream is None:
                     size = frame.shape
@@ -214,7 +218,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_flags(parser)
     parser.add_argument("--video", required=True, metavar="ID", help="the clip")
     parser.add_argument("--question", required=True, metavar="ID", help="the question's id inside the clip")
-    parser.add_argument("--out", metavar="FILE", help="default: OUTPUT_DIR/overlays/VIDEO/QUESTION.mp4 or .png")
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE", help="default: OUTPUT_DIR/overlays/VIDEO/QUESTION.mp4 or .png"
+    )
     parser.add_argument("--fps", type=float, default=6.0, help="frames per second (%(default)s)")
     parser.add_argument("--all_frames", action=argparse.BooleanOptionalAction, default=True,
                         help="every frame of the clip, not the predicted ones only (default: on)")  # fmt: skip
@@ -229,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 if nothing could be written.
     """
+    write_any_text()
     args = build_parser().parse_args(argv)
     try:
         if not 0 < args.fps <= 120:
@@ -257,11 +264,14 @@ def _write(args: argparse.Namespace) -> Path:
         raise DataError(f"{args.video}, {args.question}: no prediction to show; the question failed: {record.reason}")
     record_file = record_path(args.output_dir, video.video_id, query.query_id)  # its ids are escaped for file names
     default = Path(args.output_dir) / "overlays" / record_file.parent.name / record_file.stem
+    path = Path(args.out or f"{default}{'.png' if args.sheet else '.mp4'}")
+    if args.out is not None:
+        problems = Problems()
+        note_foreign_file(problems, "--out", path, PICTURE_MARK.encode())
+        problems.raise_if_any(ConfigError, "the picture cannot be written there")
     if args.sheet:
-        path = Path(args.out or f"{default}.png")
         write_png(path, question_picture(video, query, record, protocol))
     else:
-        path = Path(args.out or f"{default}.mp4")
         write_h264(path, overlay_frames(video, query, record, protocol, args.all_frames), args.fps)
     return path
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datasets.sample import Query, VideoRecord
+from evaluation.outputs import PICTURE_MARK
 from evaluation.protocol import Protocol
 from evaluation.records import Record
 from evaluation.truth import question_window, read_truth
@@ -101,13 +104,12 @@ def _grey(frame: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 RGB [h, w, 3], atomically.
+    """Write a picture, uint8 RGB [h, w, 3], atomically; it says which program drew it.
 
     Raises:
-        OSError: it cannot be encoded or written.
+        OSError: it cannot be written.
     """
-    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise OSError(f"{path}: the picture cannot be encoded as PNG")
+    info = PngInfo()
+    info.add_text("Software", PICTURE_MARK)
     with atomic_write(path) as stream:
-        stream.write(data.tobytes())
+        Image.fromarray(picture).save(stream, "PNG", pnginfo=info)

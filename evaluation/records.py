@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from urllib.parse import quote
 import numpy as np
 
 from datasets.sample import Query, VideoRecord
+from evaluation.outputs import is_written_here
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
 from utils.masks import rle_size
@@ -118,13 +119,47 @@ def read_record(output_dir: str | Path, video_id: str, query_id: str) -> Record:
         record = Record(**value)
     except TypeError as error:
         raise DataError(f"{path}: fields are missing or unknown ({error}); {remedy}") from None
+    if (record.video_id, record.query_id) != (video_id, query_id):
+        named = f"{record.video_id!r}, {record.query_id!r}"
+        raise DataError(f"{path}: the record of another question ({named}); a file system that takes capitals for "
+                        f"small letters mixes ids that differ in nothing else. {remedy}")  # fmt: skip
+    if wrong := [name for name, fits in _FIELDS.items() if not fits(getattr(record, name))]:
+        raise DataError(f"{path}: no record holds such values: {', '.join(wrong)}; {remedy}")
     count = len(record.frame_indices)
     if record.ok and (len(record.masks) != count or record.loc_probs is not None and len(record.loc_probs) != count):
         raise DataError(f"{path}: {count} frames but {len(record.masks)} masks; {remedy}")
     for rle in record.masks:
         if rle is not None and list(rle_size(rle)) != record.size:
             raise DataError(f"{path}: a mask of {rle['size']} among masks of {record.size}; {remedy}")
+    if record.ok and record.frame_indices != sorted(set(record.listed_frames)):
+        raise DataError(f"{path}: its frames are not those that it lists; {remedy}")
     return record
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+_FIELDS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("question", "fingerprint", "frames"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("forced_seg", "forced_loc"), lambda value: isinstance(value, bool)),
+    **dict.fromkeys(("listed_frames", "frame_indices", "size"), lambda value: _is_list(value, _is_int)),
+    "status": lambda value: value in ("ok", "failed"),
+    "num_clip_frames": _is_int,
+    "reason": lambda value: value is None or isinstance(value, str),
+    "masks": lambda value: _is_list(value, lambda mask: mask is None or isinstance(mask, dict)),
+    "loc_probs": lambda value: value is None or _is_list(value, _is_probability),
+    "answers": lambda value: _is_list(value, lambda text: isinstance(text, str)),
+}
+"""What the fields of a record may hold; the ids are compared with those asked for."""
+
+
+def _is_probability(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def frames_digest(video: VideoRecord, indices: Iterable[int]) -> str:
@@ -161,7 +196,7 @@ def what_changed(record: Record, query: Query, settings: str | None, listed: lis
 def fingerprint(settings: dict) -> str:
     """Short digest of a JSON-able settings dict; equal settings, equal digest."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def open_run(
@@ -207,27 +242,35 @@ def open_run(
 
 
 def _delete(output_dir: Path, videos: Iterable[str] | None) -> None:
-    """Delete records and scores, of some videos or of all."""
+    """Delete records and scores, of some videos or of all. What else somebody put among them stays."""
     if videos is None:
-        shutil.rmtree(output_dir / "records", ignore_errors=True)
-        shutil.rmtree(output_dir / "scores", ignore_errors=True)
-        return
-    for video_id in videos:
-        shutil.rmtree(record_path(output_dir, video_id, "").parent, ignore_errors=True)
-        scores_path(output_dir, video_id).unlink(missing_ok=True)
+        files = [*output_dir.glob("records/*/*"), *output_dir.glob("scores/*")]
+    else:
+        files = [path for video_id in videos for path in record_path(output_dir, video_id, "").parent.glob("*")]
+        files += [scores_path(output_dir, video_id) for video_id in videos]
+    for path in files:
+        if path.name.endswith(".tmp") or is_written_here(path, b'{"format": "mora-'):
+            path.unlink(missing_ok=True)
+    for folder in [*dict.fromkeys(path.parent for path in files), output_dir / "records", output_dir / "scores"]:
+        with suppress(OSError):  # what is not empty, or another process fills
+            folder.rmdir()
 
 
 def read_run(output_dir: str | Path) -> dict:
     """The run's ``run.json``: keys "format", "fingerprint", "settings", "about".
 
     Raises:
-        DataError: missing (nothing was predicted here) or not a run file.
+        DataError: missing (nothing was predicted here), not a run file, or damaged: the fingerprint is not that of the
+            settings.
     """
     path = Path(output_dir) / "run.json"
     value = read_json(path)
-    whole = isinstance(value, dict) and value.get("format") == RUN_FORMAT and isinstance(value.get("settings"), dict)
-    if not whole or "fingerprint" not in value:
+    whole = isinstance(value, dict) and value.get("format") == RUN_FORMAT
+    if not whole or not all(isinstance(value.get(key), dict) for key in ("settings", "about")):
         raise DataError(f"{path}: not a run file of format {RUN_FORMAT}; predict into an empty folder")
+    if value.get("fingerprint") != fingerprint(value["settings"]):
+        raise DataError(f"{path}: damaged (its fingerprint is not that of its settings); delete the file and predict "
+                        "again: what was recorded under the same settings is kept")  # fmt: skip
     return value
 
 
@@ -243,7 +286,17 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return lines
 
 
+_LONGEST_NAME = 200
+"""Of a record's file without its suffix: 255 bytes less the suffix and what :mod:`utils.files` adds while it writes."""
+
+
 def _file_name(identifier: str) -> str:
-    """An id as one path component: letters, digits, ``._-`` stay, the rest is percent-encoded."""
-    name = quote(str(identifier), safe="")
-    return re.sub(r"^\.", "%2E", name) or "%00"
+    """An id as one path component, each id another: letters, digits, ``._-~`` stay, the rest is percent-encoded.
+
+    An empty id is a lone ``%``, and the end of what is too long for a file system is a digest.
+    """
+    name = re.sub(r"^\.", "%2E", quote(identifier, safe="", errors="surrogatepass")) or "%"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return f"{name[: _LONGEST_NAME - len(digest)]}-{digest}"  # longer than any name that is not shortened

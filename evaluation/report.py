@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.sample import QUESTION_TYPES
+from evaluation.outputs import write_digests
 from evaluation.protocol import Protocol
 from evaluation.summary import OVERALL, best_baseline
 from utils.files import atomic_write, write_json
+from utils.terminal import one_line
 
 SPLITS = (OVERALL, *QUESTION_TYPES)
+
+RESERVED = ",#:\\"
+"""Letters that have a meaning in a line of the text result, and are escaped in ids."""
 
 
 def write_results(
     output_dir: str | Path, result_file: str | Path, scores: Sequence[dict], summary: dict, protocol: Protocol
 ) -> None:
-    """Write ``summary.json`` and ``scores.json`` into the run folder, and the text result file; all atomically.
+    """Write ``scores.json``, ``summary.json`` and their digests into the run folder, and the text result file; all
+    atomically.
 
     Args:
         output_dir: run folder.
@@ -27,6 +33,7 @@ def write_results(
     """
     write_json(Path(output_dir) / "scores.json", list(scores))
     write_json(Path(output_dir) / "summary.json", summary)
+    write_digests(output_dir)
     with atomic_write(result_file, "w") as stream:
         stream.write("\n".join(result_lines(scores, summary, protocol)) + "\n")
 
@@ -44,7 +51,8 @@ def result_lines(scores: Sequence[dict], summary: dict, protocol: Protocol) -> l
     lines += [f"#   {split} {interval_text(table[split]['JF'])}" for split in SPLITS]
     for score in scores:
         row = score["rows"]["model"]
-        lines.append(f"{score['video_id']}, {score['query_id']}, {row['JF']:.4f}, {row['J']:.4f}, {row['F']:.4f}")
+        names = ", ".join(one_line(score[key], RESERVED) for key in ("video_id", "query_id"))
+        lines.append(f"{names}, {row['JF']:.4f}, {row['J']:.4f}, {row['F']:.4f}")
     lines += [
         f"Final J (Jaccard Index): {mean_text(table[OVERALL]['J'])}",
         f"Final F (F-measure): {mean_text(table[OVERALL]['F'])}",
@@ -68,6 +76,7 @@ def format_report(summary: dict, protocol: Protocol) -> str:
 
 def layout(header: list[str], rows: list[list[str]]) -> str:
     """Columns of equal width, the first to the left, the others to the right."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [
         "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
@@ -184,7 +193,10 @@ def _failure_lines(summary: dict, limit: int = 20) -> list[str]:
         f"FAILED: {len(failures)} questions; each counts as 0 in J, F and J&F, and also in the window, in temporal IoU",
         "and in right object if its ground truth is readable; it is left out of the false positives and the answers:",
     ]
-    lines += [f"  {failure['video_id']}, {failure['query_id']}: {failure['reason']}" for failure in failures[:limit]]
+    lines += [
+        f"  {one_line(failure['video_id'])}, {one_line(failure['query_id'])}: {one_line(failure['reason'])}"
+        for failure in failures[:limit]
+    ]
     if len(failures) > limit:
         lines.append(f"  … and {len(failures) - limit} more in summary.json")
     return lines

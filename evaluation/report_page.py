@@ -23,6 +23,7 @@ from string import Template
 from datasets.groundmore import GroundMoRe
 from datasets.sample import VideoRecord
 from evaluation.failures import breakdown
+from evaluation.outputs import FILES, SCORE_AGAIN, note_foreign_file, read_whole, reading_results
 from evaluation.protocol import Protocol
 from evaluation.report_page_charts import failure_table, histograms
 from evaluation.report_page_data import gallery_data
@@ -39,8 +40,10 @@ from evaluation.report_page_tables import (
     token_table,
 )
 from evaluation.summary import SUMMARY_FORMAT
-from utils.errors import ConfigError, DataError, MoraError
-from utils.files import atomic_write, read_json
+from utils.errors import ConfigError, DataError, MoraError, Problems
+from utils.files import atomic_write
+from utils.paths import user_path
+from utils.terminal import write_any_text
 
 PAGE_FOLDER = Path(__file__).with_name("page")
 STYLES = ("page.css", "gallery.css")
@@ -147,9 +150,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say which evaluation and which ground truth."""
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="the evaluation's folder")
-    parser.add_argument("--meta_file", default="groundmore_test.json", metavar="FILE", help="questions (%(default)s)")
-    parser.add_argument("--video_root", default="groundmore_videos", metavar="DIR",
+    parser.add_argument("--output_dir", type=user_path, required=True, metavar="DIR", help="the evaluation's folder")
+    parser.add_argument("--meta_file", type=user_path, default="groundmore_test.json", metavar="FILE",
+                        help="questions (%(default)s)")  # fmt: skip
+    parser.add_argument("--video_root", type=user_path, default="groundmore_videos", metavar="DIR",
                         help="one folder per clip with images/ and masks/ (%(default)s)")  # fmt: skip
 
 
@@ -157,16 +161,17 @@ def read_evaluation(args: argparse.Namespace) -> tuple[GroundMoRe, dict, list[di
     """(corpus, summary, scores, protocol) of the evaluation that the flags name.
 
     Raises:
-        DataError: a file is missing or was written by another version of the program.
+        DataError: a file is missing, damaged, or was written by another version of the program.
     """
     folder = Path(args.output_dir)
-    summary, scores = read_json(folder / "summary.json"), read_json(folder / "scores.json")
-    remedy = "score the records again: evaluate_groundmore.py --score_only"
+    summary, scores = read_whole(folder / "summary.json"), read_whole(folder / "scores.json")
     if not isinstance(summary, dict) or summary.get("format") != SUMMARY_FORMAT:
-        raise DataError(f"{folder / 'summary.json'}: not a summary of format {SUMMARY_FORMAT}; {remedy}")
-    protocol = Protocol(**summary["protocol"])
-    if not all(isinstance(score, dict) and {"frames", "objects"} <= set(score) for score in scores):
-        raise DataError(f"{folder / 'scores.json'}: no 'frames' or 'objects' of a question; {remedy}")
+        raise DataError(f"{folder / 'summary.json'}: not a summary of format {SUMMARY_FORMAT}; {SCORE_AGAIN}")
+    with reading_results(folder / "summary.json"):
+        protocol = Protocol(**summary["protocol"])
+    whole = isinstance(scores, list) and all(isinstance(score, dict) for score in scores)
+    if not whole or not all({"frames", "objects"} <= set(score) for score in scores):
+        raise DataError(f"{folder / 'scores.json'}: no 'frames' or 'objects' of a question; {SCORE_AGAIN}")
     empty_windows = "keep" if protocol.window == "unclipped" else "error"
     return GroundMoRe(args.meta_file, args.video_root, empty_windows=empty_windows), summary, scores, protocol
 
@@ -196,13 +201,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 if no page could be made.
     """
+    write_any_text()
     args = build_parser().parse_args(argv)
     try:
         if args.limit < 1:
             raise ConfigError(f"--limit: {args.limit} is too small; at least 1")
         corpus, summary, scores, protocol = read_evaluation(args)
         videos = [corpus[index] for index in range(len(corpus))]
-        page = write_report_page(videos, args.output_dir, scores, summary, protocol, args.limit, _chosen(args, scores))
+        folder, problems = Path(args.output_dir), Problems()
+        note_foreign_file(problems, "--output_dir", folder / "report.html", FILES["report.html"])
+        problems.raise_if_any(ConfigError, "the page cannot be written there")
+        with reading_results(folder / "scores.json", folder / "summary.json"):
+            chosen = _chosen(args, scores)
+            page = write_report_page(videos, folder, scores, summary, protocol, args.limit, chosen)
         if page is None:
             raise DataError(f"{args.output_dir}: no question was scored")
     except (MoraError, OSError) as error:

@@ -2,10 +2,11 @@
 
 ``scores/VIDEO.json`` keeps the scores of a video's questions::
 
-    {"format": ..., "questions": {query_id: {"key": ..., "score": {...}}}}
+    {"format": ..., "questions": {query_id: {"key": ..., "digest": ..., "score": {...}}}}
 
 keyed by everything that they were made from: the record's bytes, the question, the protocol, names, sizes and times of
-the clip's masks and listed frames, and the source of the code that scores. What has another key is scored again.
+the clip's masks and listed frames, and the source of the code that scores. What has another key is scored again, and so
+is an entry whose content does not have the digest that was written with it.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ from evaluation.records import (
 from evaluation.records import (
     fingerprint as digest_of,
 )
+from evaluation.sources import sources_digest
 from evaluation.truth import read_id_maps, read_truth
 from utils.errors import DataError
 from utils.files import read_json, write_json
+from utils.terminal import one_line
 from utils.video import frame_size
 
 logger = logging.getLogger(__name__)
 
-SCORES_FORMAT = "mora-scores-1"
+SCORES_FORMAT = "mora-scores-2"
 
 POOL_PIXELS = 3e8
 """Pixels to compare from which several processes are worth starting (seconds of work for one)."""
@@ -133,6 +136,7 @@ class VideoScores:
     Attributes:
         keys: query id -> what its score depends on, as a digest.
         kept: query id -> score, where one with that key was found.
+        unexpected: ids of questions whose scoring raised something that no data should raise; tried again next time.
     """
 
     def __init__(self, video: VideoRecord, output_dir: str | Path, protocol: Protocol, fingerprint: str | None):
@@ -141,11 +145,14 @@ class VideoScores:
         self.listed = protocol.sample(len(video.frame_paths))
         self.indices = np.unique(self.listed)
         self.frames = frames_digest(video, self.indices)
-        shared = [code_digest(), protocol.as_dict(), fingerprint, self.frames, _truth_files(video, self.indices)]
+        # The reader of the masks comes with the video; this module does not import it.
+        code = [code_digest(), _sources_of(type(video.read_object_mask).__module__)]
+        shared = [code, protocol.as_dict(), fingerprint, self.frames, _truth_files(video, self.indices)]
         common = digest_of({"shared": shared})
         self.keys = {query.query_id: self._key(query, common) for query in video.queries}
         self.path = scores_path(output_dir, video.video_id)
-        found = _read_scores(self.path)
+        found, _ = _read_scores(self.path)
+        self.unexpected: set[str] = set()
         self.kept = {
             query_id: found[query_id]["score"]
             for query_id, key in self.keys.items()
@@ -169,8 +176,13 @@ class VideoScores:
                 if query.query_id not in self.kept:
                     # As it will be read back: a restart must not tell 0 from 0.0.
                     self.kept[query.query_id] = json.loads(json.dumps(self._score(query, clip)))
-            entries = {name: {"key": self.keys[name], "score": score} for name, score in self.kept.items()}
-            others = {name: entry for name, entry in _read_scores(self.path).items() if name not in entries}
+            entries = {
+                name: _entry(self.keys[name], score) for name, score in self.kept.items() if name not in self.unexpected
+            }
+            found, damaged = _read_scores(self.path)
+            if damaged:
+                logger.warning("%s: damaged (%s); scored again", self.path, damaged)
+            others = {name: entry for name, entry in found.items() if name not in entries}
             write_json(self.path, {"format": SCORES_FORMAT, "questions": {**others, **entries}}, indent=None)
         return self.scores()
 
@@ -183,6 +195,14 @@ class VideoScores:
         return digest_of({"common": common, "query": dataclasses.asdict(query), "record": record})
 
     def _score(self, query: Query, clip: _Clip) -> dict:
+        try:
+            return self._measure(query, clip)
+        except Exception as error:  # whatever happens to one question is that question's
+            self.unexpected.add(query.query_id)
+            measured = score_question(None, None, query, self.listed, None, self.protocol)
+            return self._about(query, f"it cannot be scored: {type(error).__name__}: {error}", measured)
+
+    def _measure(self, query: Query, clip: _Clip) -> dict:
         record, reason = self._find_record(query)
         try:
             id_maps, truth = clip.id_maps(), read_truth(self.video, query, self.indices, self.protocol)
@@ -196,6 +216,10 @@ class VideoScores:
         except DataError as error:  # run lengths that do not fill their mask
             record, reason = None, f"the record is damaged: {error}"
             measured = score_question(truth, None, query, self.listed, id_maps, self.protocol)
+        json.dumps(measured, allow_nan=False)  # a measure that is not finite must not enter a mean
+        return self._about(query, reason, measured)
+
+    def _about(self, query: Query, reason: str | None, measured: dict) -> dict:
         return {
             "video_id": self.video.video_id,
             "query_id": query.query_id,
@@ -233,19 +257,39 @@ class _Clip:
         return self._read()
 
 
-def _read_scores(path: Path) -> dict[str, dict]:
-    """Entries of a file of scores by question; nothing if there is no such file or it is not one."""
+def _entry(key: str, score: dict) -> dict:
+    """A score as ``scores/VIDEO.json`` holds it."""
+    return {"key": key, "digest": digest_of({"key": key, "score": score}), "score": score}
+
+
+def _read_scores(path: Path) -> tuple[dict[str, dict], str | None]:
+    """The whole entries of a file of scores by question, and what is damaged of it, if anything is.
+
+    No file, or one of another format (an earlier version's), has no entries and is not damaged.
+    """
+    if not path.exists():
+        return {}, None
     try:
         value = read_json(path)
-    except (DataError, OSError):
-        return {}
-    if not isinstance(value, dict) or value.get("format") != SCORES_FORMAT:
-        return {}
-    return {
-        name: entry
-        for name, entry in value.get("questions", {}).items()
-        if isinstance(entry, dict) and {"key", "score"} <= entry.keys()
-    }
+    except DataError as error:
+        return {}, str(error).removeprefix(f"{path}: ")
+    if not isinstance(value, dict) or not isinstance(value.get("questions"), dict):
+        return {}, "it is not a file of scores"
+    if value.get("format") != SCORES_FORMAT:
+        return {}, None
+    entries = {name: entry for name, entry in value["questions"].items() if _is_whole(entry)}
+    damaged = sorted(set(value["questions"]) - set(entries))
+    return entries, f"entries {', '.join(map(one_line, damaged))}" if damaged else None
+
+
+def _is_whole(entry: object) -> bool:
+    """Whether an entry is what was written."""
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"key", "digest", "score"}
+        and isinstance(entry["score"], dict)
+        and entry == _entry(entry["key"], entry["score"])
+    )
 
 
 def _truth_files(video: VideoRecord, indices: np.ndarray) -> list:
@@ -262,11 +306,10 @@ def _size_and_time(path: Path) -> list:
     return [found.st_size, found.st_mtime_ns]
 
 
+_sources_of = functools.lru_cache(sources_digest)
+
+
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
-    """Digest of the source files that a score depends on."""
-    here = Path(__file__).parent
-    names = ("score.py", "measures.py", "truth.py", "protocol.py", "summary.py", "../utils/masks.py")
-    names += ("../datasets/corpus.py", "../datasets/sample.py", "../datasets/sampling.py")
-    files = [*(here / name for name in names), *sorted(here.glob("metrics*.py"))]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    """Digest of the source files that a score depends on: this module, and everything that it imports."""
+    return sources_digest(__name__)

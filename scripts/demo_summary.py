@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.files import atomic_write, read_json
+from evaluation.outputs import note_foreign_file, read_whole, reading_results
+from utils.errors import ConfigError, MoraError, Problems
+from utils.files import atomic_write
+from utils.paths import user_path
+from utils.terminal import write_any_text
 
 ROWS = {
     "groundmore": ("MoRA-tiny, refined by [LOC]", "model"),
@@ -38,6 +42,7 @@ COLUMNS = {
 WITH_INTERVAL = ("JF", "window_J")
 """Columns that show the 95% interval; with more of them the lines would be too long to read."""
 
+HEAD = "By question type ([low, high]: 95% interval, bootstrap clustered by video):"
 TYPES = ("Overall", "Causal", "Sequential", "Counterfactual", "Descriptive")
 
 
@@ -80,34 +85,51 @@ def summarise(folder: Path) -> str:
         folder: the demo's output; needs eval/groundmore/summary.json.
 
     Raises:
-        DataError: that file is missing or damaged.
+        DataError: that file is missing, or one of them is damaged.
     """
-    summary = read_json(folder / "eval" / "groundmore" / "summary.json")
+    main_file = folder / "eval" / "groundmore" / "summary.json"
+    with reading_results(main_file, folder / "eval" / "*" / "summary.json"):
+        return _tables(read_whole(main_file), folder)
+
+
+def _tables(summary: dict, folder: Path) -> str:
     main = summary["rows"]
-    lines = ["By question type ([low, high]: 95% interval, bootstrap clustered by video):", ""]
+    lines = [HEAD, ""]
     lines += table([(kind, main["model"]["table"][kind]) for kind in TYPES], "MoRA-tiny")
     lines += ["", "Beside it:", ""]
     rows = [(name, main[key]["table"]["Overall"]) for name, key in ROWS.values()]
     for run, name in RUNS.items():
         path = folder / "eval" / run / "summary.json"
         if path.is_file():
-            rows.append((name, read_json(path)["rows"]["model"]["table"]["Overall"]))
+            rows.append((name, read_whole(path)["rows"]["model"]["table"]["Overall"]))
     lines += table(rows, "row")
     chance = cell(main["model"]["table"]["Overall"]["object_chance"])
     lines += ["", f"{margin(summary)} A random visible object is right in {chance} of the questions."]
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Read the flags, print and write."""
+def main() -> int:
+    """Read the flags, print and write.
+
+    Returns:
+        Exit code: 0, or 2 if a summary is missing or damaged.
+    """
+    write_any_text()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="output of scripts/demo.sh")
-    folder = parser.parse_args().folder
-    text = summarise(folder)
-    print(text)
-    with atomic_write(folder / "summary.md", "w") as stream:
-        stream.write(text + "\n")
+    parser.add_argument("folder", type=user_path, metavar="DIR", help="output of scripts/demo.sh")
+    folder = Path(parser.parse_args().folder)
+    try:
+        text, problems = summarise(folder), Problems()
+        note_foreign_file(problems, "DIR", folder / "summary.md", HEAD.encode())
+        problems.raise_if_any(ConfigError, "the tables cannot be written there")
+        print(text)
+        with atomic_write(folder / "summary.md", "w") as stream:
+            stream.write(text + "\n")
+    except (MoraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
