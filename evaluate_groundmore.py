@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from utils.errors import MoraError
+from utils.terminal import write_any_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 1 if some questions failed or lack [SEG]; 2 if the run could not go on; 130, 143 if it was ended.
     """
+    write_any_text()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        # Not at the top: the scoring processes import this file again, and they need no model.
-        from evaluation.arguments import parse_arguments
+        from evaluation.arguments import parse_arguments  # late: scoring processes import this file, and need no model
 
         args = parse_arguments(argv)
         from evaluation.run import evaluate

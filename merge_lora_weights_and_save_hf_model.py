@@ -6,10 +6,12 @@ import sys
 
 from training.export import export, parse_arguments
 from utils.errors import MoraError
+from utils.terminal import write_any_text
 
 
 def main() -> None:
     """Parse the flags and export; mistakes end with a message and status 1."""
+    write_any_text()
     try:
         export(parse_arguments())
     except (MoraError, OSError) as error:
