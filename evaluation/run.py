@@ -29,12 +29,13 @@ from evaluation.score import POOL_PIXELS, pixels_to_score, score_corpus, score_v
 from evaluation.selection import Selected, select
 from evaluation.shards import share_of
 from evaluation.summary import summarise
-from evaluation.weights import weights_fingerprint
 from model.checkpoints import load_any
+from model.convert.published import read_config
 from model.convert.sources import resolve_folder
 from model.mora import MoraModel
+from utils.digests import tensors_digest
 from utils.distributed import gpu_of, share_threads
-from utils.errors import CheckpointError, TokenizerError
+from utils.errors import CheckpointError, ConfigError, TokenizerError
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,9 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
     Raises:
         CheckpointError: the model cannot be opened.
         TokenizerError: there is no tokenizer, or it does not belong to the weights.
+        ConfigError: see :func:`check_template`.
     """
+    check_template(args.version, read_config(resolve_folder(args.version)).get("template"), args.conv_type)
     model, report = load_any(
         args.version,
         args.vision_pretrained,
@@ -114,6 +117,26 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
     attach_tokens(model, tokenizer)
     model.sam.fast_encoder.compile = args.compile
     return model.eval(), tokenizer
+
+
+def check_template(version: str, stored: str | None, given: str | None) -> None:
+    """Ask in the text that the model was trained with, or not at all.
+
+    Args:
+        version: the model.
+        stored: template that its config.json names; None for layouts that name none.
+        given: ``--conv_type``.
+
+    Raises:
+        ConfigError: the flag contradicts the model, or neither says it.
+    """
+    if stored is None and given is None:
+        raise ConfigError(
+            f"--conv_type: {version}/config.json does not say in which conversation template the model was trained; "
+            "you must (MoRA's releases: llava_llama_2, LISA's: llava_v1)"
+        )
+    if stored is not None and given not in (None, stored):
+        raise ConfigError(f"--conv_type {given}: {version} was trained with {stored}; leave the flag out")
 
 
 def attach_tokens(model: MoraModel, tokenizer: MoraTokenizer) -> None:
@@ -141,7 +164,7 @@ def run_settings(
     """Everything a prediction depends on; equal settings may share records."""
     return {
         "protocol": protocol.prediction_settings(),
-        "weights": weights_fingerprint(model),
+        "weights": tensors_digest(model.state_dict()),
         "network": hashlib.sha256(_config_text(model).encode()).hexdigest()[:16],
         "precision": args.precision,
         "device": args.device,

@@ -91,14 +91,9 @@ train() { # name, base, then flags of train_ds.py
     --no-gradient_checkpointing --save_every_steps 200 --picture_freq 200 --print_freq 10 --seed 7 "$@"
 }
 
-export_model() { # name, base, folder, more flags
-  local name="$1" base="$2" folder="$3"
-  shift 3
-  [ -f "$folder/config.json" ] && return 0
-  run python "$out/runs/$name/ckpt_model/zero_to_fp32.py" "$out/runs/$name/ckpt_model" "$out/fp32_$name"
-  run python merge_lora_weights_and_save_hf_model.py --version "$base" --weight "$out/fp32_$name" \
-    --save_path "$folder" --lora_r 0 --precision fp32 "$@"
-  rm -rf "$out/fp32_$name"
+export_model() { # name, base, folder
+  run python merge_lora_weights_and_save_hf_model.py --version "$2" --weight "$out/runs/$1/ckpt_model" \
+    --save_path "$3" --reuse
 }
 
 model="$out/mora-tiny"
@@ -119,7 +114,7 @@ run python -m datasets.synthetic --out "$out/data_test" --seed 1001 --level "$le
 step "2/6 stage 1: referring on Refer-YouTube-VOS and MeViS, [SEG] only"
 train stage1 "$base" --dataset "refer_video_seg||mevis" --sample_rates "3,1" --seg_only \
   --steps_per_epoch "$stage1_steps" --warmup_steps "$warmup" --lr 1e-3 --max_questions 5 --trainable "$trainable"
-export_model stage1 "$base" "$out/mora-tiny-stage1" --seg_only
+export_model stage1 "$base" "$out/mora-tiny-stage1"
 
 train_stage2() { # name, then what to do with [LOC]
   local name="$1"
@@ -132,7 +127,7 @@ step "3/6 stage 2: motion questions of GroundMoRe, [SEG] and [LOC]"
 train_stage2 stage2 --loc_mode global --trainable "$trainable||loc_head.*"
 
 step "4/6 export"
-export_model stage2 "$out/mora-tiny-stage1" "$model" --loc_mode global
+export_model stage2 "$out/mora-tiny-stage1" "$model"
 
 step "5/6 evaluation on $test_videos unseen videos, and controls"
 # The controls take the second core while the main evaluation takes the first.
@@ -151,7 +146,7 @@ if [ "$ablation" = yes ]; then
   step "ablation: stage 2 without [LOC]"
   train_stage2 stage2_seg_only --seg_only --trainable "$trainable"
   model="$out/mora-tiny-seg-only"
-  export_model stage2_seg_only "$out/mora-tiny-stage1" "$model" --seg_only
+  export_model stage2_seg_only "$out/mora-tiny-stage1" "$model"
   evaluate seg_only groundmore_test.json --pictures 0
 fi
 

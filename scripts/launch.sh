@@ -1,7 +1,17 @@
-# Sourced by the .sbatch scripts: `launch PROGRAM FLAGS...` starts one process per GPU, on one node or on all nodes of
-# the Slurm job. PYTHON chooses the interpreter (default: the environment in .venv, if there is one).
-PYTHON="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}"
+# Sourced by the .sbatch scripts, which set ROOT, the checkout. Paths are relative to where the job was submitted; ~ is
+# home. `launch PROGRAM FLAGS...` starts one process per GPU, on one node or on all nodes of the Slurm job. PYTHON
+# chooses the interpreter (default: the environment in .venv, if there is one).
+PYTHON="${PYTHON:-$([ -x "$ROOT/.venv/bin/python" ] && echo "$ROOT/.venv/bin/python" || echo python)}"
 GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-2}}"
+
+home() { # NAME...: in these variables, a leading ~ is the home folder
+  local name
+  for name in "$@"; do
+    case "${!name:-}" in
+      "~" | "~/"*) printf -v "$name" '%s' "$HOME${!name#"~"}" ;;
+    esac
+  done
+}
 
 launch() {
   local nodes="${SLURM_NNODES:-1}"

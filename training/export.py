@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from model.checkpoints import digest_base
 from model.convert.export_card import CARD, CARD_FORMAT, read_card, stored_digests
 from model.convert.report import LoadReport
 from model.convert.sources import resolve_folder
@@ -20,7 +22,7 @@ from model.convert.state_files import read_state_dict
 from model.localization import build_loc_head
 from model.trainable import merge_lora
 from training.arguments import PRECISIONS, add_model_flags, check_model_flags
-from training.assembly import Parts, base_loc_mode, build_parts
+from training.assembly import Parts, base_loc_mode, build_parts, config_overrides
 from training.checkpointing import RUN_CARD, read_run_card
 from training.engine import DTYPES
 from training.provenance import Provenance, differences
@@ -56,6 +58,10 @@ or another base, is an error. Weights of other programs do not say it: then the 
 
 PATHS_OF_THE_RUN = ("vision_pretrained", "vision_tower", "allow_missing", "allow_unexpected", "seed")
 """Flags whose default is what the checkpoint's run.json says."""
+
+SETTINGS = ("conv_type", "visual_mode", "answer_style", "seg_only", "loc_mode", "lora_r", "lora_alpha",
+            "lora_target_modules", "trainable", "allow_missing", "allow_unexpected", "precision")  # fmt: skip
+"""Flags that the exported bytes depend on, besides the weights and the base."""
 
 PATIENCE = 3600.0
 """Seconds to wait for another export to the same folder."""
@@ -242,28 +248,42 @@ def export(args: argparse.Namespace) -> Path:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns otherwise when peft asks for it
     state = read_weights(args.weight)
+    carried = tensors_digest(state)
     trained = take_provenance(args.weight, state)
     settle(args, state, trained)
+    base = resolve_folder(args.version)
+    digests = digest_base(base, args.vision_pretrained, args.vision_tower, **config_overrides(args, base))
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    made_from = {"weights": carried, "base": digests, "settings": settings}
     folder = Path(args.save_path)
+    if args.reuse and _is_made_from(folder, made_from):
+        return folder
     with hold(folder.with_name(f".{folder.name}.lock"), f"the export folder {folder}", PATIENCE):
-        parts = build_parts(args, DTYPES["fp32"])
+        if args.reuse and _is_made_from(folder, made_from):  # by now, by another process
+            return folder
+        require_own_folder(folder)
+        parts = build_parts(args, DTYPES["fp32"], digest=False)
+        parts.provenance = dataclasses.replace(parts.provenance, base=digests)
         print(parts.report)
-        here = {**parts.provenance.as_dict(), "precision": args.precision}
-        made_from = {"weights": tensors_digest(state), **{k: v for k, v in here.items() if k != "base_name"}}
         report = fill_in(parts, state, trained, args)
         del state
-        require_own_folder(folder)
-        card = read_card(folder) if folder.is_dir() else None
-        if args.reuse and card is not None and card["made_from"] == _as_json(made_from):
-            print(f"kept: {folder} was made of exactly these weights, base and settings")
-            return folder
         merged = merge_lora(parts.model)
         kept = f"{len(report.missing)} kept from the base"
         print(f"{args.weight}: {report.loaded} tensors loaded, {kept}; {merged} merged")
         round_weights(parts, args.precision)
+        require_own_folder(folder)
         _save(parts, folder, made_from)
     print(f"saved: {folder}")
     return folder
+
+
+def _is_made_from(folder: Path, made_from: dict[str, Any]) -> bool:
+    """Whether an export is there that was made of exactly this; says so."""
+    card = read_card(folder) if folder.is_dir() else None
+    same = card is not None and card["made_from"] == made_from
+    if same:
+        print(f"kept: {folder} was made of exactly these weights, base and settings")
+    return same
 
 
 def round_weights(parts: Parts, precision: str) -> None:
@@ -290,12 +310,6 @@ def round_weights(parts: Parts, precision: str) -> None:
             f"saved as {precision}: rounding changes the merged weights by {(changed / total) ** 0.5:.1e} of their "
             "size, and answers with them; --precision fp32 keeps them"
         )
-
-
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """A dict as JSON gives it back: lists for tuples."""
-    return {key: list(item) if isinstance(item, tuple) else _as_json(item) if isinstance(item, dict) else item
-            for key, item in value.items()}  # fmt: skip
 
 
 def _save(parts: Parts, folder: Path, made_from: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ from training.run import train
 from training.weights import adapter_rank, fit_weights, plain_names
 from utils.errors import CheckpointError, ConfigError
 
-
 HOW_IT_WAS_TRAINED = ("--visual_mode", "video", "--conv_type", "plain", "--answer_style", "name")
 """What weights that were not written by this program's training do not say."""
 

@@ -24,7 +24,7 @@ def flags_of(project_root, tmp_path, script: str, expect_failure: bool = False, 
         return run
     assert run.returncode == 0, run.stderr
     words = run.stdout.splitlines()
-    return words, build_parser().parse_args(words[words.index("train_ds.py") + 1 :])
+    return words, build_parser().parse_args(words[words.index(f"{project_root}/train_ds.py") + 1 :])
 
 
 def test_stage_1(project_root, tmp_path):
@@ -51,6 +51,57 @@ def test_stage_2(project_root, tmp_path, mode):
     assert (args.dataset, args.sample_rates, args.seg_only) == ("groundmore", "1", False)
     assert (args.vision_pretrained, args.init_from) == (None, "/weights")
     assert args.exp_name == f"mora-lisa7b-f5-groundmore-loc-{mode}"
+    assert args.conv_type is None, "the template is the base's own"
+
+
+def test_a_base_of_ones_own_keeps_its_template_and_its_sam(project_root, tmp_path):
+    _, args = flags_of(project_root, tmp_path, "train_mora_h200.sbatch", BASE_MODEL="/mine")
+    assert (args.version, args.conv_type, args.vision_pretrained) == ("/mine", None, None)
+
+
+@pytest.mark.parametrize("script", ["train_mora_h200.sbatch", "finetune_groundmore_loc_h200.sbatch"])
+def test_tilde_is_home_in_every_path(project_root, tmp_path, script):
+    places = {name: f"~/{name}" for name in ("BASE_MODEL", "SAM_CKPT", "DATASET_DIR", "LOG_BASE_DIR", "INIT_FROM")}
+    words, args = flags_of(project_root, tmp_path, script, HOME="/home/me", **places)
+    assert "~" not in "".join(words)
+    assert (args.version, args.log_base_dir) == ("/home/me/BASE_MODEL", "/home/me/LOG_BASE_DIR")
+
+
+def test_every_job_that_may_be_queued_again_keeps_its_log(project_root):
+    scripts = sorted((project_root / "scripts").glob("*.sbatch"))
+    assert len(scripts) == 3
+    for script in scripts:
+        text = script.read_text()
+        assert "#SBATCH --requeue\n" in text and "#SBATCH --open-mode=append\n" in text, script
+
+
+@pytest.mark.parametrize(
+    ("submitted", "here"), [("checkout", "elsewhere"), ("elsewhere", "checkout"), (None, "checkout")]
+)
+def test_slurms_copy_of_a_script_finds_the_checkout(project_root, tmp_path, submitted, here):
+    """Slurm runs a copy of the script in its spool; a shell of salloc has the folder of its own submission."""
+    spool, elsewhere = tmp_path / "spool", tmp_path / "elsewhere"
+    spool.mkdir()
+    elsewhere.mkdir()
+    places = {"checkout": project_root, "elsewhere": elsewhere}
+    copy = spool / "slurm_script"
+    copy.write_text((project_root / "scripts" / "eval_groundmore_ckpt.sbatch").read_text())
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    environment = {**keep, "PYTHON": "echo", "CKPT_DIR": str(tmp_path / "m"), "EVAL_NAME": "x"}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").touch()
+    if submitted:
+        environment["SLURM_SUBMIT_DIR"] = str(places[submitted])
+    done = subprocess.run(
+        ["bash", str(copy)], cwd=places[here], env=environment, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0 and f"{project_root}/evaluate_groundmore.py" in done.stdout, done.stderr
+    lost = {**environment, "SLURM_SUBMIT_DIR": str(elsewhere)}
+    done = subprocess.run(["bash", str(copy)], cwd=elsewhere, env=lost, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2 and f"SLURM_SUBMIT_DIR={elsewhere}" in done.stderr and "MORA_ROOT" in done.stderr
+    found = {**lost, "MORA_ROOT": str(project_root)}
+    done = subprocess.run(["bash", str(copy)], cwd=elsewhere, env=found, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
