@@ -78,8 +78,10 @@ class VideoBootstrap:
         per_video: bool = False,
     ):
         self.level, self.seed, self.per_video = level, seed, per_video
-        names, self.video_of = np.unique(np.asarray(videos, dtype=np.str_), return_inverse=True)
-        self.groups = len(names)
+        # Not NumPy's texts, which lose a NUL at their end.
+        places = {name: place for place, name in enumerate(sorted(set(videos)))}
+        self.video_of = np.array([places[name] for name in videos], dtype=np.int64)
+        self.groups = len(places)
         self.counts = _draw_counts(self.groups, draws, seed)
 
     def cells(self, values: np.ndarray) -> list[dict | None]:
