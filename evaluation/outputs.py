@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.errors import DataError, Problems
+from utils.errors import ConfigError, DataError, Problems
 from utils.files import read_json, write_json
 from utils.paths import is_inside, is_same
 
@@ -128,7 +128,7 @@ def reading_results(*paths: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError) as error:
         names = " or ".join(map(str, paths))
         what = f"{type(error).__name__}: {error}"
         raise DataError(f"{names}: damaged, or of another version ({what}); {SCORE_AGAIN}") from error
