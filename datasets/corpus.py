@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from datasets.names import folder_fault, shown, text_fault, without_bad_ids
 from datasets.sample import Query, VideoRecord
 from utils.errors import DataError, Problems
-from utils.masks import IdMaskCache
+from utils.files import read_json
+from utils.masks import IdMaskCache, check_mask_header
+from utils.pictures import MisfitError
+from utils.terminal import one_line
 from utils.video import frame_order, frame_size, image_files
 
 logger = logging.getLogger(__name__)
@@ -175,8 +180,26 @@ class IdMasks:
             )
 
 
-def videos_of(annotation: Any, path: Path) -> dict[str, Any]:
-    """The ``videos`` object of an annotation file.
+def read_annotation(path: Path, problems: Problems) -> Any:
+    """A JSON file of a corpus. Keys given twice are noted: all but the last of their values would be lost unseen.
+
+    Raises:
+        DataError: the file is missing, no regular file, or not JSON.
+    """
+    repeated: list[str] = []
+    annotation = read_json(path, repeated)
+    if repeated:
+        names = ", ".join(map(shown, repeated[:5])) + (" …" if len(repeated) > 5 else "")
+        problems.add(
+            path.name,
+            f"{len(repeated)} keys are given twice in one object, so all but the last of their values are lost: "
+            f"{names}; rename or remove one of each",
+        )
+    return annotation
+
+
+def videos_of(annotation: Any, path: Path, problems: Problems) -> dict[str, Any]:
+    """The ``videos`` object of an annotation file, without those whose ids can be no folder's name (noted).
 
     Raises:
         DataError: it is missing, or not an object with at least one video.
@@ -186,7 +209,7 @@ def videos_of(annotation: Any, path: Path) -> dict[str, Any]:
         raise DataError(
             f'{path}: expected {{"videos": {{video_id: {{...}}}}}} with at least one video; is it the right file?'
         )
-    return videos
+    return without_bad_ids(videos, "video", problems, are_folders=True)
 
 
 def get_field(entry: dict[str, Any], key: str, kind: type, where: str, problems: Problems) -> Any:
@@ -195,7 +218,7 @@ def get_field(entry: dict[str, Any], key: str, kind: type, where: str, problems:
     Args:
         entry: a JSON object.
         key: its key.
-        kind: str, list or dict.
+        kind: str (which UTF-8 must be able to hold), list, or dict (by id; those with bad ids are noted and left out).
         where: names the entry in messages.
         problems: where mistakes go.
     """
@@ -205,12 +228,40 @@ def get_field(entry: dict[str, Any], key: str, kind: type, where: str, problems:
         return None
     value = entry[key]
     if not isinstance(value, kind):
-        problems.add(where, f"'{key}' must be {names[kind]}, not {type(value).__name__} ({str(value)[:40]})")
+        problems.add(where, f"'{key}' must be {names[kind]}, not {type(value).__name__} ({one_line(str(value)[:40])})")
         return None
     if not (value.strip() if kind is str else value):
         problems.add(where, f"'{key}' is empty")
         return None
-    return value
+    fault = text_fault(value) if kind is str else None
+    if fault:
+        problems.add(where, f"'{key}' {fault}; write it again")
+        return None
+    return without_bad_ids(value, key.removesuffix("s"), problems, where) if kind is dict else value
+
+
+def object_number(text: str) -> int | None:
+    """An object id, from 1 to 255 as a mask's pixels hold it; None if the text is none."""
+    number = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else 0
+    return number if 1 <= number <= 255 else None
+
+
+def headers_fit(frame: Path, mask: Path | None, where: str, problems: Problems) -> bool:
+    """Look at the headers of one frame and one mask of a clip, which tell what is wrong with a whole corpus.
+
+    Modes and depths that do not fit, and Git LFS pointers, are noted. A file that is damaged is not: that is found by
+    ``check()``, or costs the question that reads it.
+    """
+    before = len(problems)
+    for look, path in ((frame_size, frame), (check_mask_header, mask)):
+        try:
+            if path is not None:
+                look(path)
+        except MisfitError as error:
+            problems.add(where, str(error))
+        except DataError:
+            continue
+    return len(problems) == before
 
 
 def ordered_frame_names(video: dict[str, Any], where: str, problems: Problems) -> list[str] | None:
@@ -220,6 +271,10 @@ def ordered_frame_names(video: dict[str, Any], where: str, problems: Problems) -
         return None
     if not all(isinstance(name, str) and name for name in names):
         problems.add(where, "'frames' must be a list of file names without suffix")
+        return None
+    faults = [(name, fault) for name in names if (fault := folder_fault(name))]
+    if faults:
+        problems.add(where, f"'frames' holds names that cannot be used: {shown(faults[0][0])} {faults[0][1]}")
         return None
     if len(set(names)) != len(names):
         problems.add(where, "'frames' names a frame twice")
@@ -231,11 +286,23 @@ def ordered_frame_names(video: dict[str, Any], where: str, problems: Problems) -
     return ordered
 
 
-def files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
-    """A folder's image files with that suffix, by stem; empty if there is no such folder."""
-    if not folder.is_dir():
+def files_by_stem(folder: Path, suffix: str, where: str, problems: Problems) -> dict[str, Path]:
+    """A folder's image files with that suffix, by stem; empty if there is no such folder.
+
+    Noted: a folder that cannot be listed, or that holds pipes or folders with images' names; two files of one stem.
+    """
+    if not os.path.isdir(folder):
         return {}
-    return {path.stem: path for path in image_files(folder) if path.suffix.lower() == suffix}
+    try:
+        paths = sorted(path for path in image_files(folder) if path.suffix.lower() == suffix)
+    except DataError as error:
+        problems.add(where, str(error))
+        return {}
+    files = {path.stem: path for path in paths}
+    for path in paths:
+        if files[path.stem] is not path:
+            problems.add(where, f"{path} and {files[path.stem].name} have one name; keep one of them")
+    return files
 
 
 def find_named(
@@ -255,8 +322,8 @@ def find_named(
     if missing and not files:
         problems.add(where, f"has no {what} file; expected them in {folder}")
     elif missing:
-        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        problems.add(where, f"{len(missing)} of {len(names)} {what} files are missing from {folder}: {shown}")
+        told = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        problems.add(where, f"{len(missing)} of {len(names)} {what} files are missing from {folder}: {told}")
     return None if missing else tuple(files[name] for name in names)
 
 

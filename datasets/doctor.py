@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from datasets.doctoring.annotations import Examination, Options
@@ -30,7 +30,10 @@ from datasets.doctoring.refer_youtube_vos import ReferYoutubeVosExamination
 from datasets.doctoring.report import Examined, as_json, as_text
 from datasets.doctoring.sheet import draw_sheet, worst
 from utils.errors import ConfigError, DataError, MoraError
-from utils.files import atomic_write, unusable_folder, write_json
+from utils.files import atomic_write, not_a_file, read_json, unusable_folder, write_json
+from utils.paths import is_same, user_path
+from utils.pictures import open_picture
+from utils.terminal import write_any_text
 
 EXAMINATIONS: dict[str, type[Examination]] = {
     "groundmore": GroundMoReExamination,
@@ -38,6 +41,9 @@ EXAMINATIONS: dict[str, type[Examination]] = {
     "mevis": MeViSExamination,
 }
 """By the name of the corpus."""
+
+_SOFTWARE = "MoRA data doctor"
+"""Written into every sheet, so that a later run knows it for its own."""
 
 ALIASES = {"refer_video_seg": "refer_youtube_vos", "refytvos": "refer_youtube_vos"}
 """Names that training's ``--dataset`` and ``datasets.synthetic`` use."""
@@ -60,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("corpus", choices=(*EXAMINATIONS, *ALIASES), help="which corpus", metavar="CORPUS")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the corpus's folder, or the one that holds it")
+    parser.add_argument("folder", type=_path, metavar="DIR", help="the corpus's folder, or the one that holds it")
     parser.add_argument("--split", action="append", metavar="NAME", help="examine this one alone (may be repeated): a "
                         "split's folder, for groundmore an annotation file without .json (default: all)")  # fmt: skip
     parser.add_argument("--video", action="append", metavar="ID", help="examine this one alone (may be repeated)")
@@ -68,8 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False,
                         help="headers and names only: no ids, no truncated files, no drift")  # fmt: skip
     parser.add_argument("--examples", type=_positive, default=5, metavar="N", help="printed of each kind (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found as JSON, too")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="picture of the worst (default doctor_CORPUS.png)")
+    parser.add_argument("--json", type=_path, metavar="FILE", help="write everything found as JSON, too")
+    parser.add_argument("--sheet", type=_path, metavar="FILE", help="picture of the worst (default doctor_CORPUS.png)")
     parser.add_argument("--no-sheet", dest="draw", action="store_false", help="draw no picture")
     parser.add_argument("--cells", type=_positive, default=36, metavar="N", help="pictures on the sheet (default 36)")
     parser.add_argument("--strict", action=argparse.BooleanOptionalAction, default=False,
@@ -77,6 +83,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
                         help="processes (default: all CPU cores); the report does not depend on it")  # fmt: skip
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(user_path(text))
 
 
 def _positive(text: str) -> int:
@@ -184,13 +194,50 @@ def write_sheet(examined: Examined, path: Path, cells: int) -> bool:
     if not chosen:
         return False
     picture = Image.fromarray(draw_sheet(chosen, f"{examined.corpus}: the worst of {examined.folder}"))
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Software", _SOFTWARE)
     with atomic_write(path) as stream:
-        picture.save(stream, format="PNG")
+        picture.save(stream, format="PNG", pnginfo=notes)
     return True
+
+
+def _check_outputs(report: Path | None, sheet: Path | None) -> None:
+    """See that both can be written, and that they replace nothing but what this program wrote.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if report is not None and sheet is not None and is_same(report, sheet):
+        raise ConfigError(f"--json and --sheet are both {report}; give each a file of its own")
+    for path, is_ours in ((report, _is_report), (sheet, _is_sheet)):
+        if path is None:
+            continue
+        reason = unusable_folder(path.absolute().parent)
+        if not reason and os.path.lexists(path):
+            reason = not_a_file(path) or ("" if is_ours(path) else "that file is not the doctor's, and is kept")
+        if reason:
+            raise ConfigError(f"{path}: the report cannot be written there ({reason}); choose another place")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        value = read_json(path)
+    except DataError:
+        return False
+    return isinstance(value, dict) and {"schema", "corpus", "findings", "drift"} <= set(value)
+
+
+def _is_sheet(path: Path) -> bool:
+    try:
+        with open_picture(path, "picture") as image:
+            return image.info.get("Software") == _SOFTWARE
+    except DataError:
+        return False
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    write_any_text()
     arguments = build_parser().parse_args(argv)
     options = Options(
         tuple(arguments.split) if arguments.split else None,
@@ -199,12 +246,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.fast,
     )
     sheet = arguments.sheet or Path(f"doctor_{ALIASES.get(arguments.corpus, arguments.corpus)}.png")
-    outputs = [path for path in (arguments.json, sheet if arguments.draw else None) if path is not None]
     try:
-        for path in outputs:
-            reason = f"{path} is a folder" if path.is_dir() else unusable_folder(path.absolute().parent)
-            if reason:
-                raise ConfigError(f"{path}: the report cannot be written there ({reason}); choose another place")
+        _check_outputs(arguments.json, sheet if arguments.draw else None)
         examined = examine_corpus(arguments.corpus, arguments.folder, options, arguments.workers)
         print(as_text(examined, arguments.examples))
         if arguments.json is not None:

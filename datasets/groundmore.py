@@ -14,25 +14,31 @@ are those of the source video, so the window is ``(t(action_start) - t(clip_star
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.corpus import Corpus, IdMasks, get_field, videos_of
+from datasets.corpus import Corpus, IdMasks, get_field, headers_fit, object_number, read_annotation, videos_of
+from datasets.mask_files import match_masks
+from datasets.names import shown
 from datasets.sample import QUESTION_TYPES, Query, VideoRecord
 from utils.errors import DataError, Problems
-from utils.files import read_json
 from utils.masks import IdMaskCache
 from utils.video import frame_number, image_files, list_frames
+
+logger = logging.getLogger(__name__)
 
 FRAMES_PER_SECOND = 6
 """Rate at which the published frames were extracted."""
 
 _CLIP_SUFFIX = re.compile(r"(\d{2})(\d{2})_(\d{2})(\d{2})$")
 _LONG_CLIP_SUFFIX = re.compile(r"_(\d{2,3})(\d{2})_(\d{3})(\d{2})$")
-_TIME = re.compile(r"\d+(:\d{1,2}){0,2}")
-_TYPES = {name.lower(): name for name in QUESTION_TYPES}
+_TIME = re.compile(r"[0-9]{1,9}(:[0-9]{1,2}){0,2}")
+TYPES = {name.lower(): name for name in QUESTION_TYPES}
+"""In lower case -> as published."""
 
 
 def parse_time(text: str) -> int:
@@ -42,7 +48,7 @@ def parse_time(text: str) -> int:
         DataError: anything else.
     """
     if not _TIME.fullmatch(text.strip()):
-        raise DataError(f"{text!r} is not a time; write MM:SS, HH:MM:SS or SS")
+        raise DataError(f"{shown(text, 40)} is not a time; write MM:SS, HH:MM:SS or SS")
     seconds = 0
     for part in text.strip().split(":"):
         seconds = seconds * 60 + int(part)
@@ -114,11 +120,11 @@ class GroundMoRe(Corpus):
         if empty_windows not in ("error", "keep"):
             raise ValueError(f"empty_windows must be 'error' or 'keep', not {empty_windows!r}")
         meta_file, video_root = Path(meta_file), Path(video_root)
-        videos = videos_of(read_json(meta_file), meta_file)
-        if not video_root.is_dir():
+        problems, records, cache = Problems(), [], IdMaskCache()
+        videos = videos_of(read_annotation(meta_file, problems), meta_file, problems)
+        if not os.path.isdir(video_root):
             raise DataError(f"{video_root}: no such folder; it should hold a folder for each video of {meta_file}")
         rules = _Rules(strict_missing, keep_empty_windows=empty_windows == "keep")
-        problems, records, cache = Problems(), [], IdMaskCache()
         self.missing_masks: dict[str, tuple[int, ...]] = {}
         for video_id, video in videos.items():
             clip = _open_clip(video_root / video_id, video_id, problems)
@@ -154,7 +160,7 @@ class _Clip:
 
 def _open_clip(folder: Path, video_id: str, problems: Problems) -> _Clip:
     """Parse the id, list the frames and find their masks; mistakes are noted."""
-    where, start, frames, masks = f"video {video_id}", None, (), ()
+    where, start, frames = f"video {video_id}", None, ()
     try:
         start, _ = parse_clip_times(video_id)
     except DataError as error:
@@ -171,30 +177,28 @@ def _open_clip(folder: Path, video_id: str, problems: Problems) -> _Clip:
                 f"{before.name} is followed by {after.name} in {before.parent}: frames are missing, and every later "
                 "action window would shift; extract the clip again",
             )
+    return _Clip(start, frames, _find_masks(frames, folder / "masks", where, problems))
+
+
+def _find_masks(frames: tuple[Path, ...], folder: Path, where: str, problems: Problems) -> tuple[Path | None, ...]:
+    """A mask or None per frame; empty with the mistake noted."""
     try:
-        masks = _match_masks(frames, folder / "masks")
+        files = image_files(folder)
     except DataError as error:
         problems.add(where, str(error))
-    return _Clip(start, frames, masks)
-
-
-def _match_masks(frames: tuple[Path, ...], folder: Path) -> tuple[Path | None, ...]:
-    """For each frame the mask of the same stem, else the one of the same number in the other naming convention.
-
-    Raises:
-        DataError: the folder is missing, or holds no mask of any of these frames.
-    """
-    by_stem = {path.stem: path for path in image_files(folder) if path.suffix.lower() == ".png"}
-    masks = []
-    for frame in frames:
-        number = frame_number(frame)
-        other = () if number is None else (f"frame_{number:06d}", f"{number:07d}")
-        masks.append(next((by_stem[stem] for stem in (frame.stem, *other) if stem in by_stem), None))
-    if frames and not any(masks):
-        raise DataError(
-            f"{folder}: no mask (.png) for any of the {len(frames)} frames; names must be those of the frames"
-        )
-    return tuple(masks)
+        return ()
+    try:
+        match = match_masks(frames, files)
+    except DataError as error:
+        problems.add(where, f"{folder}: {error}")
+        return ()
+    if match.fault:
+        problems.add(where, f"{folder}: {match.fault}")
+    elif match.beyond:
+        logger.warning("%s: %s: %s", where, folder, match.beyond)
+    first = next((index for index, path in enumerate(match.paths) if path is not None), None)
+    fits = first is None or headers_fit(frames[first], match.paths[first], where, problems)
+    return match.paths if fits and not match.fault else ()
 
 
 def _read_questions(video_id: str, video: Any, clip: _Clip, rules: _Rules, problems: Problems) -> tuple[Query, ...]:
@@ -222,18 +226,18 @@ def _read_question(
     before = len(problems)
     text = get_field(entry, "question", str, where, problems)
     answer = get_field(entry, "answer", str, where, problems)
-    object_ids = _read_object_ids(entry, where, problems)
+    object_ids = read_object_ids(entry, where, problems)
     q_type = get_field(entry, "q_type", str, where, problems)
-    if q_type is not None and q_type.strip().lower() not in _TYPES:
-        problems.add(where, f"unknown q_type {q_type!r}; it must be one of {', '.join(QUESTION_TYPES)}")
+    if q_type is not None and q_type.strip().lower() not in TYPES:
+        problems.add(where, f"unknown q_type {shown(q_type, 40)}; it must be one of {', '.join(QUESTION_TYPES)}")
     raw_window = _read_window(entry, clip, where, problems)
     window = None
     if raw_window is not None and clip.frame_paths:
-        window = _clip_window(raw_window, len(clip.frame_paths))
+        window = clip_window(raw_window, len(clip.frame_paths))
         if window is None and rules.keep_empty_windows:
             window = (0, -1)
         elif window is None:
-            _note_window(raw_window, len(clip.frame_paths), where, problems)
+            note_window(raw_window, len(clip.frame_paths), where, problems)
         elif rules.strict_missing and clip.mask_paths:
             _note_missing(window, clip, where, problems)
     if len(problems) > before or window is None:
@@ -244,13 +248,13 @@ def _read_question(
         is_question=True,
         answer=answer,
         object_ids=object_ids,
-        q_type=_TYPES[q_type.strip().lower()],
+        q_type=TYPES[q_type.strip().lower()],
         window=window,
         raw_window=raw_window,
     )
 
 
-def _read_object_ids(entry: dict[str, Any], where: str, problems: Problems) -> tuple[int, ...]:
+def read_object_ids(entry: dict[str, Any], where: str, problems: Problems) -> tuple[int, ...]:
     """The ids in "1" or "1, 2" (or a bare number); empty with the mistake noted."""
     value = entry.get("obj_id")
     if isinstance(value, int) and not isinstance(value, bool):
@@ -258,11 +262,11 @@ def _read_object_ids(entry: dict[str, Any], where: str, problems: Problems) -> t
     elif "obj_id" not in entry or not isinstance(value, str):
         get_field(entry, "obj_id", str, where, problems)
         return ()
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= 255 for part in parts):
-        problems.add(where, f'\'obj_id\' must be numbers from 1 to 255, as "1" or "1, 2"; got {value!r}')
+    numbers = [object_number(part) for part in value.split(",")]
+    if None in numbers:
+        problems.add(where, f'\'obj_id\' must be numbers from 1 to 255, as "1" or "1, 2"; got {shown(value, 40)}')
         return ()
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    return tuple(dict.fromkeys(numbers))
 
 
 def _read_window(entry: dict[str, Any], clip: _Clip, where: str, problems: Problems) -> tuple[int, int] | None:
@@ -283,13 +287,13 @@ def _read_window(entry: dict[str, Any], clip: _Clip, where: str, problems: Probl
     return action_window(times[0], times[1], clip.start)
 
 
-def _clip_window(window: tuple[int, int], num_frames: int) -> tuple[int, int] | None:
+def clip_window(window: tuple[int, int], num_frames: int) -> tuple[int, int] | None:
     """The part of a window inside the clip, or None if there is none."""
     first, last = max(0, window[0]), min(num_frames - 1, window[1])
     return (first, last) if first <= last else None
 
 
-def _note_window(window: tuple[int, int], num_frames: int, where: str, problems: Problems) -> None:
+def note_window(window: tuple[int, int], num_frames: int, where: str, problems: Problems) -> None:
     """Say whether an unusable window is empty or outside the clip."""
     if window[1] < window[0]:
         problems.add(where, "the action's window is empty: 'action_end' is no later than 'action_start'")

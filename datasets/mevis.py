@@ -20,11 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from datasets.corpus import Corpus, caption, files_by_stem, find_named, get_field, ordered_frame_names, videos_of
+from datasets.corpus import (
+    Corpus,
+    caption,
+    files_by_stem,
+    find_named,
+    get_field,
+    headers_fit,
+    ordered_frame_names,
+    read_annotation,
+    videos_of,
+)
 from datasets.sample import Query, VideoRecord
 from utils.errors import DataError, Problems
-from utils.files import read_json
-from utils.masks import decode_rle, union
+from utils.masks import decode_rle, rle_size, union
 from utils.video import frame_size
 
 
@@ -47,11 +56,11 @@ class MeViS(Corpus):
     def __init__(self, root: str | Path, split: str = "train", on_problem: str = "raise"):
         folder = Path(root) / split
         source = folder / "meta_expressions.json"
-        videos = videos_of(read_json(source), source)
-        tubes = read_json(folder / "mask_dict.json")
+        problems, records = Problems(), []
+        videos = videos_of(read_annotation(source, problems), source, problems)
+        tubes = read_annotation(folder / "mask_dict.json", problems)
         if not isinstance(tubes, dict):
             raise DataError(f"{folder / 'mask_dict.json'}: expected {{annotation id: [mask per frame]}}; wrong file?")
-        problems, records = Problems(), []
         for video_id, video in videos.items():
             record = _read_video(folder, video_id, video, tubes, problems)
             if record is not None:
@@ -86,12 +95,13 @@ class RleMasks:
             return np.zeros(size, dtype=bool)
         where = f"mask_dict.json, annotation {number}, frame {frame_index} of video {self.video_id}"
         try:
-            mask = decode_rle(rle)
+            own = rle_size(rle)
+            mask = decode_rle(rle) if own == size else None
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        if mask.shape != size:
+        if mask is None:
             raise DataError(
-                f"{where}: this mask is {mask.shape[0]} x {mask.shape[1]} (height x width), its frame "
+                f"{where}: this mask is {own[0]} x {own[1]} (height x width), its frame "
                 f"{self.frame_paths[frame_index]} is {size[0]} x {size[1]}; they must agree"
             )
         return mask
@@ -111,17 +121,18 @@ def _read_video(
         return None
     queries, used = [], {}
     for query_id, entry in expressions.items():
-        query = _read_expression(query_id, entry, f"{where}, expression {query_id}", problems)
-        if query is not None and _take_tubes(query, tubes, len(names), used, where, problems):
+        query = read_expression(query_id, entry, f"{where}, expression {query_id}", problems)
+        if query is not None and take_tubes(query, tubes, len(names), used, where, problems):
             queries.append(query)
     images = folder / "JPEGImages" / video_id
-    frame_paths = find_named(names, files_by_stem(images, ".jpg"), images, "frame", where, problems)
-    if frame_paths is None or not queries:
+    files = files_by_stem(images, ".jpg", where, problems)
+    frame_paths = find_named(names, files, images, "frame", where, problems)
+    if frame_paths is None or not queries or not headers_fit(frame_paths[0], None, where, problems):
         return None
     return VideoRecord(MeViS.name, video_id, frame_paths, tuple(queries), RleMasks(video_id, frame_paths, used))
 
 
-def _read_expression(query_id: str, entry: Any, where: str, problems: Problems) -> Query | None:
+def read_expression(query_id: str, entry: Any, where: str, problems: Problems) -> Query | None:
     """One expression, its object ids being annotation ids; None with the mistake noted."""
     if not isinstance(entry, dict):
         problems.add(where, f"must be an object with 'exp' and 'anno_id', not {type(entry).__name__}")
@@ -136,7 +147,7 @@ def _read_expression(query_id: str, entry: Any, where: str, problems: Problems) 
     return Query(query_id, caption(text), is_question=False, object_ids=tuple(dict.fromkeys(numbers)))
 
 
-def _take_tubes(
+def take_tubes(
     query: Query, tubes: dict[str, Any], num_frames: int, used: dict[int, list[Any]], where: str, problems: Problems
 ) -> bool:
     """Look up the mask lists of a query's annotations and add them to ``used``; False with the mistake noted."""

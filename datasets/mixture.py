@@ -7,6 +7,7 @@ run that stopped after ``i`` samples goes on with sample ``i``.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def _open_refer_youtube_vos(folder: Path, on_problem: str) -> Corpus:
 
 def _open_mevis(folder: Path, on_problem: str) -> Corpus:
     roots = [folder / "MeViSv2", folder / "mevis"]
-    return MeViS(next((root for root in roots if root.is_dir()), roots[0]), on_problem=on_problem)
+    return MeViS(next((root for root in roots if os.path.isdir(root)), roots[0]), on_problem=on_problem)
 
 
 def _open_groundmore(folder: Path, on_problem: str) -> Corpus:

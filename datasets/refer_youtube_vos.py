@@ -13,6 +13,7 @@ category then names the answer object, for models that are trained to name it. N
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,17 @@ from datasets.corpus import (
     files_by_stem,
     find_named,
     get_field,
+    headers_fit,
+    object_number,
     ordered_frame_names,
+    read_annotation,
     videos_of,
 )
+from datasets.names import shown
 from datasets.sample import Query, VideoRecord
 from utils.errors import Problems
-from utils.files import read_json
 from utils.masks import IdMaskCache
+from utils.terminal import one_line
 
 
 class ReferYoutubeVos(Corpus):
@@ -49,30 +54,31 @@ class ReferYoutubeVos(Corpus):
     def __init__(self, root: str | Path, split: str = "train", on_problem: str = "raise"):
         root = Path(root)
         source = root / "meta_expressions" / split / "meta_expressions.json"
-        videos = videos_of(read_json(source), source)
         problems, records, cache = Problems(), [], IdMaskCache()
-        categories = _read_categories(root / split / "meta.json", problems)
+        videos = videos_of(read_annotation(source, problems), source, problems)
+        categories = read_categories(root / split / "meta.json", problems)
         for video_id, video in videos.items():
             records += _read_video(root / split, video_id, video, categories.get(video_id, {}), cache, problems)
         super().__init__(source, records, problems, on_problem)
 
 
-def _read_categories(path: Path, problems: Problems) -> dict[str, dict[int, str]]:
+def read_categories(path: Path, problems: Problems) -> dict[str, dict[int, str]]:
     """Category of each object of each video; empty without the file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     categories: dict[str, dict[int, str]] = {}
-    for video_id, video in videos_of(read_json(path), path).items():
+    for video_id, video in videos_of(read_annotation(path, problems), path, problems).items():
         objects = video.get("objects") if isinstance(video, dict) else None
         if not isinstance(objects, dict):
             problems.add(f"{path}, video {video_id}", "must be an object with 'objects'")
             continue
         for number, entry in objects.items():
-            category = entry.get("category") if isinstance(entry, dict) else None
-            if not (number.isdecimal() and isinstance(category, str) and category.strip()):
-                problems.add(f"{path}, video {video_id}, object {number}", "needs a numeric id and a 'category'")
-                continue
-            categories.setdefault(video_id, {})[int(number)] = caption(category.replace("_", " "))
+            where = f"{path}, video {video_id}, object {one_line(number[:40])}"
+            category = get_field(entry, "category", str, where, problems) if isinstance(entry, dict) else None
+            if object_number(number) is None or not isinstance(entry, dict):
+                problems.add(where, "needs a number from 1 to 255 as its id, and a 'category'")
+            elif category is not None:
+                categories.setdefault(video_id, {})[int(number)] = caption(category.replace("_", " "))
     return categories
 
 
@@ -85,13 +91,14 @@ def _read_video(
         problems.add(where, f"must be an object with 'frames' and 'expressions', not {type(video).__name__}")
         return []
     names = ordered_frame_names(video, where, problems)
-    by_object = _expressions_by_object(video, categories, where, problems)
+    by_object = expressions_by_object(video, categories, where, problems)
     if names is None:
         return []
     images, masks = folder / "JPEGImages" / video_id, folder / "Annotations" / video_id
-    frame_paths = find_named(names, files_by_stem(images, ".jpg"), images, "frame", where, problems)
-    mask_paths = find_named(names, files_by_stem(masks, ".png"), masks, "mask", where, problems)
-    if frame_paths is None or mask_paths is None:
+    files, mask_files = (files_by_stem(f, s, where, problems) for f, s in ((images, ".jpg"), (masks, ".png")))
+    frame_paths = find_named(names, files, images, "frame", where, problems)
+    mask_paths = find_named(names, mask_files, masks, "mask", where, problems)
+    if frame_paths is None or mask_paths is None or not headers_fit(frame_paths[0], mask_paths[0], where, problems):
         return []
     read = IdMasks(video_id, frame_paths, mask_paths, cache)
     return [
@@ -99,7 +106,7 @@ def _read_video(
     ]
 
 
-def _expressions_by_object(
+def expressions_by_object(
     video: dict[str, Any], categories: dict[int, str], where: str, problems: Problems
 ) -> dict[int, list[Query]]:
     """Queries by object id, objects in order of first mention."""
@@ -110,13 +117,13 @@ def _expressions_by_object(
             problems.add(place, f"must be an object with 'exp' and 'obj_id', not {type(entry).__name__}")
             continue
         text = get_field(entry, "exp", str, place, problems)
-        number = get_field(entry, "obj_id", str, place, problems)
-        if number is not None and not (number.strip().isdecimal() and 1 <= int(number) <= 255):
-            problems.add(place, f"'obj_id' must be a number from 1 to 255 in quotes, not {number!r}")
-            number = None
+        written = get_field(entry, "obj_id", str, place, problems)
+        number = None if written is None else object_number(written)
+        if written is not None and number is None:
+            problems.add(place, f"'obj_id' must be a number from 1 to 255 in quotes, not {shown(written, 40)}")
         if text is not None and number is not None:
-            category = categories.get(int(number))
+            category = categories.get(number)
             answer = f"the {category}" if category else None
-            query = Query(query_id, caption(text), is_question=False, answer=answer, object_ids=(int(number),))
-            by_object.setdefault(int(number), []).append(query)
+            query = Query(query_id, caption(text), is_question=False, answer=answer, object_ids=(number,))
+            by_object.setdefault(number, []).append(query)
     return by_object

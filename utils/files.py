@@ -231,10 +231,10 @@ def not_a_file(path: str | Path) -> str | None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        return "a link to a file that is not there" if os.path.islink(path) else "no such file"
+        return "is a link to a file that is not there" if os.path.islink(path) else "no such file"
     except (OSError, ValueError) as error:  # links in a circle, a forbidden folder, a name with NUL or too long
         return f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
-    return None if stat.S_ISREG(mode) else f"{_SORTS.get(stat.S_IFMT(mode), 'something else')}, not a file"
+    return None if stat.S_ISREG(mode) else f"is {_SORTS.get(stat.S_IFMT(mode), 'something else')}, not a file"
 
 
 def read_json(path: str | Path, repeated: list[str] | None = None) -> Any:

@@ -6,7 +6,6 @@ Ids are never quantised: a PNG is read only in a mode whose pixel values are the
 from __future__ import annotations
 
 import functools
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pycocotools import mask as coco
 
 from utils.errors import DataError
 from utils.files import atomic_write
+from utils.pictures import MOST_PIXELS, MisfitError, open_picture
 
 _ID_MODES = ("P", "L", "1")
 _GREY_STEP = {2: 85, 4: 17}
@@ -85,12 +85,14 @@ def rle_size(rle: Any) -> tuple[int, int]:
     valid = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
     if not valid:
         raise DataError(f"a run-length mask needs 'size': [height, width] and 'counts'; got {str(rle)[:80]}")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise DataError(f"a run-length mask of {size[0]:.3g} x {size[1]:.3g} pixels; the entry is damaged")
     return size[0], size[1]
 
 
 def _as_runs(counts: list[Any]) -> np.ndarray | None:
-    """Run lengths given as a list; None if they are not all integers."""
-    if not all(isinstance(run, int) for run in counts):
+    """Run lengths given as a list; None if they are not all integers, or longer than any mask."""
+    if not all(isinstance(run, int) and run <= MOST_PIXELS for run in counts):
         return None
     return np.array(counts, dtype=np.int64)
 
@@ -129,26 +131,40 @@ def read_id_mask(path: str | Path) -> np.ndarray:
         uint8 [H, W]; the raw values, also of 2- and 4-bit grey files.
 
     Raises:
-        DataError: the file is missing, unreadable, not a PNG, or in a mode that does not hold ids (RGB, RGBA, 16 bit).
+        DataError: the file is missing, no regular file, or unreadable.
+        MisfitError: not a PNG, or in a mode that does not hold ids (RGB, RGBA, 16 bit).
     """
     path = Path(path)
-    try:
-        with Image.open(path) as image:
-            if image.format != "PNG" or image.mode not in _ID_MODES:
-                raise DataError(
-                    f"{path}: a mask must be a PNG in mode P or L, whose pixels are object ids; this is a "
-                    f"{image.format} in mode {image.mode}. Write it again as a palette PNG (ids cannot be recovered "
-                    "from colours)"
-                )
-            ids = np.array(image, dtype=np.uint8)
-            mode = image.mode
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such mask file; check the path") from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise DataError(f"{path}: cannot read this mask ({error}); the file is damaged: get it again") from None
+    with open_picture(path, "mask") as image:
+        require_id_mode(path, image)
+        ids = np.array(image, dtype=np.uint8)
+        mode = image.mode
     if mode == "L":
         ids //= _GREY_STEP.get(_bit_depth(path), 1)
     return ids
+
+
+def require_id_mode(path: Path, image: Image.Image) -> None:
+    """See that an opened picture holds ids; its header tells.
+
+    Raises:
+        MisfitError: not a PNG, or another mode.
+    """
+    if image.format != "PNG" or image.mode not in _ID_MODES:
+        raise MisfitError(
+            f"{path}: a mask must be a PNG in mode P or L, whose pixels are object ids; this is a {image.format} in "
+            f"mode {image.mode}. Write it again as a palette PNG of 8 bits (ids cannot be recovered from colours)"
+        )
+
+
+def check_mask_header(path: str | Path) -> None:
+    """See that a mask holds ids, from its header only.
+
+    Raises:
+        DataError: as :func:`read_id_mask`, as far as the header tells.
+    """
+    with open_picture(Path(path), "mask") as image:
+        require_id_mode(Path(path), image)
 
 
 def _bit_depth(path: Path) -> int:

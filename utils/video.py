@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import struct
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import DataError
+from utils.files import not_a_file
+from utils.pictures import MisfitError, open_picture
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 """What counts as a frame, in any case of letters."""
@@ -62,58 +62,98 @@ def image_files(folder: str | Path) -> list[Path]:
     """Image files of a folder in no particular order; hidden ones ("._x.png" of archives made on a Mac) left out.
 
     Raises:
+        DataError: there is no such folder, it cannot be listed, or something that is no file has an image's name.
+    """
+    files, others = scan_images(folder)
+    if others:
+        shown = "; ".join(f"{path.name} {not_a_file(path) or 'cannot be opened'}" for path in others[:5])
+        more = f" (and {len(others) - 5} more)" if len(others) > 5 else ""
+        raise DataError(f"{folder}: {shown}{more}; put image files there, or remove what has their names")
+    return files
+
+
+def scan_images(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """As :func:`image_files`, with what has an image's name and is no file apart: pipes, folders, links to nothing.
+
+    Raises:
         DataError: there is no such folder, or it cannot be listed.
     """
     folder = Path(folder)
+    files, others = [], []
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot list this folder ({error.strerror}); check the path") from None
-    return [folder / name for name in names if name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")]
+            for entry in entries:
+                if entry.name.lower().endswith(FRAME_SUFFIXES) and not entry.name.startswith("."):
+                    (files if _is_file(entry) else others).append(folder / entry.name)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{folder}: cannot list this folder ({reason}); check the path") from None
+    return files, sorted(others)
 
 
-@contextlib.contextmanager
-def _naming(path: Path):
-    """Turn whatever Pillow raises on a bad file into an error that names it."""
+def _is_file(entry: os.DirEntry) -> bool:
     try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such frame; check the path, or extract the video again") from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        reason = "the file is empty" if empty else str(error)
-        raise DataError(f"{path}: cannot read this frame ({reason}); get the file again") from None
+        return entry.is_file()
+    except OSError:  # links in a circle
+        return False
+
+
+_AS_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Modes that Pillow turns into RGB of 8 bits as they are meant; an alpha channel is dropped."""
+
+_OF_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+def _depth(path: Path, image: Image.Image) -> int:
+    """Bits per channel of an opened frame: 8 or 16.
+
+    Raises:
+        MisfitError: a mode whose range of levels is unknown, or that is no picture for the eye.
+    """
+    if image.mode in _AS_8_BIT:
+        return 8
+    if image.mode in _OF_16_BIT or (image.mode == "I" and image.format == "PNG"):  # as Pillow up to 11 reads them
+        return 16
+    raise MisfitError(
+        f"{path}: a frame has 8 or 16 bits per channel, grey or colours; this is a {image.format} in mode "
+        f"{image.mode}, whose levels cannot be told: write it again as JPEG or as PNG of 8 bits"
+    )
 
 
 def read_frame(path: str | Path) -> np.ndarray:
     """Read one frame.
 
     Returns:
-        uint8 RGB [H, W, 3], as stored (no EXIF rotation, so that it fits its mask).
+        uint8 RGB [H, W, 3], as stored (no EXIF rotation, so that it fits its mask; no colour profile). Of 16 bits the
+        upper 8 count; an alpha channel is dropped; grey is three equal channels.
 
     Raises:
-        DataError: missing, empty, truncated or not an image.
+        DataError: missing, no regular file, empty, truncated or not an image.
+        MisfitError: several pictures in one file, or a mode that is no frame's (see docs/data.md).
     """
     path = Path(path)
-    with _naming(path), Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+    with open_picture(path, "frame") as image:
+        if _depth(path, image) == 8:
+            return np.array(image.convert("RGB"))
+        grey = (np.array(image).astype(np.int64) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
 
 
 def frame_size(path: str | Path) -> tuple[int, int]:
     """(H, W) of a frame, from its header only.
 
     Raises:
-        DataError: missing, empty or not an image.
+        DataError: as :func:`read_frame`, as far as the header tells.
     """
     path = Path(path)
-    with _naming(path), Image.open(path) as image:
+    with open_picture(path, "frame") as image:
+        _depth(path, image)
         width, height = image.size
     return height, width
 
 
 def read_video(path: str | Path, fps: float | None = None) -> tuple[np.ndarray, float]:
-    """Decode a video file (mp4 and what else FFmpeg reads) with decord.
+    """Decode a video file (mp4 and what else FFmpeg reads) with decord; frames are upright, as players show them.
 
     Args:
         path: the file.
@@ -147,10 +187,36 @@ def read_video(path: str | Path, fps: float | None = None) -> tuple[np.ndarray, 
         wanted = native if fps is None else fps
         count = total if fps is None else max(1, int(total / native * fps + 0.5))
         indices = np.minimum((np.arange(count) * (native / wanted) + 1e-6).astype(np.int64), total - 1)
-        return reader.get_batch(indices).asnumpy(), wanted
+        frames = _read_turned(path, indices)
+        return reader.get_batch(indices).asnumpy() if frames is None else frames, wanted
     except (RuntimeError, decord.DECORDError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot decode this video ({reason}); is it complete?") from None
+
+
+def _read_turned(path: Path, indices: np.ndarray) -> np.ndarray | None:
+    """Frames uint8 RGB [T, H, W, 3] of a video that players turn (phones film so), by OpenCV; None for any other.
+
+    decord 0.6 fails on turned videos of some widths, whose rows it takes to be padded as before the turn.
+
+    Raises:
+        DataError: the file ends early.
+    """
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360:
+            return None
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+        frames, wanted = [], set(indices.tolist())
+        for index in range(int(indices.max()) + 1):
+            there, frame = capture.read() if index in wanted else (capture.grab(), None)
+            if not there:
+                raise DataError(f"{path}: only {index} frames can be decoded; is it complete?")
+            if frame is not None:
+                frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    finally:
+        capture.release()
+    return np.stack(frames)[np.unique(indices, return_inverse=True)[1]]
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:

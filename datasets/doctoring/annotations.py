@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +11,11 @@ from typing import Any
 
 from datasets.corpus import videos_of
 from datasets.doctoring.clip import ClipTask
-from datasets.doctoring.files import convention, strays_in
+from datasets.doctoring.files import convention, impostors_in, strays_in
 from datasets.doctoring.findings import Findings
 from datasets.sample import Query
 from utils.errors import ConfigError, DataError, Problems
-from utils.files import read_json
+from utils.files import not_a_file, read_json
 from utils.video import frame_number
 
 
@@ -133,7 +132,11 @@ class Examination(ABC):
         return bool(problems)
 
     def note_strays(self, folder: Path, **place: Any) -> None:
-        """Note files of a clip's folder that are no images."""
+        """Note what lies in a clip's folder and is no image."""
+        impostors = impostors_in(folder)
+        if impostors:
+            message = f"{folder}: {shown(f'{p.name} {not_a_file(p)}' for p in impostors)}; remove it"
+            self.findings.add("not-a-file", message, impostors[:5], count=len(impostors), **place)
         strays = strays_in(folder)
         if strays:
             message = f"{folder} holds files that are no images: {shown(p.name for p in strays)}"
@@ -142,30 +145,27 @@ class Examination(ABC):
 
 def read_annotation(path: Path, findings: Findings, split: str) -> dict[str, Any] | None:
     """The ``videos`` of an annotation file; None if unusable. Notes keys given twice, which JSON readers hide."""
-    twice: Counter[str] = Counter()
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        entry = dict(items)
-        if len(entry) < len(items):
-            twice.update(key for key, times in Counter(key for key, _ in items).items() if times > 1)
-        return entry
-
+    twice: list[str] = []
+    problems = Problems()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
-    except (OSError, ValueError, RecursionError):
-        value = None
-    try:
-        videos = videos_of(read_json(path) if value is None else value, path)
-    except (DataError, OSError) as error:
+        videos = videos_of(read_json(path, twice), path, problems)
+    except DataError as error:
         findings.add("annotation-unreadable", str(error), [path], split=split)
         return None
+    for message in problems.messages:
+        findings.add("bad-name", message, [path], split=split)
+    note_repeated_keys(path, twice, findings, split)
+    return videos
+
+
+def note_repeated_keys(path: Path, twice: list[str], findings: Findings, split: str) -> None:
+    """Note keys that an object of a JSON file has twice."""
     if twice:
         message = (
-            f"{path}: {sum(twice.values())} keys are given twice in one object, so all but the last of their values "
-            f"are lost: {shown(twice)}"
+            f"{path}: {len(twice)} keys are given twice in one object, so all but the last of their values are lost: "
+            f"{shown(twice)}"
         )
-        findings.add("duplicate-key", message, [path], split=split, count=sum(twice.values()))
-    return videos
+        findings.add("duplicate-key", message, [path], split=split, count=len(twice))
 
 
 def shown(names: Iterable[Any], most: int = 5) -> str:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from utils.errors import DataError
-from utils.masks import _ID_MODES, decode_rle, read_id_mask, rle_size
-from utils.video import frame_size, image_files, read_frame
+from utils.masks import decode_rle, read_id_mask, require_id_mode, rle_size
+from utils.pictures import MisfitError, open_picture
+from utils.video import frame_size, read_frame, scan_images
 
 CONVENTIONS = {"frame_%06d": re.compile(r"frame_\d{6}"), "%07d": re.compile(r"\d{7}"), "%05d": re.compile(r"\d{5}")}
 """Published ways of naming frames, without suffix. The last one is that of Refer-YouTube-VOS and MeViS."""
-
-_UNREADABLE = (DataError, Image.DecompressionBombError, zlib.error, EOFError)
-"""What opening or decoding a bad image may raise; utils turns most of it into a DataError."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +43,25 @@ def look_at_frame(path: Path, decode: bool) -> Look:
             return Look(frame_size(path))
         pixels = read_frame(path)
         return Look(pixels.shape[:2], pixels)
-    except _UNREADABLE as error:
-        return Look(mistakes=(("frame-unreadable", _told(error, path)),))
+    except MisfitError as error:
+        return Look(mistakes=(("frame-mode", str(error)),))
+    except DataError as error:
+        return Look(mistakes=(("frame-unreadable", str(error)),))
 
 
 def look_at_png(path: Path, decode: bool) -> Look:
     """Read an id mask's header and, if ``decode``, all of it."""
+    size, mode, kind = None, "", "mask-unreadable"
     try:
-        with Image.open(path) as image:
-            size, mode, png = (image.height, image.width), image.mode, image.format == "PNG"
-        if png and mode not in _ID_MODES:
-            message = f"{path}: mode {mode}; ids cannot be recovered from colours: write it again as a palette PNG"
-            return Look(size, None, mode, (("mask-mode", message),))
-        return Look(size, read_id_mask(path) if decode or not png else None, mode)
-    except _UNREADABLE as error:
-        return Look(mistakes=(("mask-unreadable", _told(error, path)),))
-    except (OSError, SyntaxError, ValueError) as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        reason = "the file is empty" if empty else f"{type(error).__name__}: {error}"
-        message = f"{path}: cannot read this mask ({reason}); get the file again"
-        return Look(mistakes=(("mask-unreadable", message),))
+        with open_picture(path, "mask") as image:
+            if image.format == "PNG":
+                size, mode, kind = (image.height, image.width), image.mode, "mask-mode"
+            require_id_mode(path, image)
+        return Look(size, read_id_mask(path) if decode else None, mode)
+    except MisfitError as error:
+        return Look(size, None, mode, ((kind, str(error)),))
+    except DataError as error:
+        return Look(mistakes=(("mask-unreadable", str(error)),))
 
 
 def look_at_rles(
@@ -88,7 +83,7 @@ def look_at_rles(
         try:
             own = rle_size(rle)
             mask = decode_rle(rle) if decode else None
-        except _UNREADABLE as error:
+        except DataError as error:
             mistakes.append(("rle-damaged", f"{name}{error}"))
             continue
         size = size or own
@@ -107,34 +102,38 @@ def by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _told(error: Exception, path: Path) -> str:
-    """The error as a sentence that begins with the file."""
-    text = str(error)
-    return text if text.startswith(str(path)) else f"{path}: cannot read this file ({type(error).__name__}: {text})"
-
-
 def images_in(folder: Path) -> list[Path]:
     """Images of a folder, sorted by name; empty if there is no such folder."""
     try:
-        return sorted(image_files(folder))
+        return sorted(scan_images(folder)[0])
+    except DataError:
+        return []
+
+
+def impostors_in(folder: Path) -> list[Path]:
+    """What has an image's name in a folder and is no file: pipes, folders, links to nothing."""
+    try:
+        return scan_images(folder)[1]
     except DataError:
         return []
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of a folder's folders, sorted, without hidden ones; empty if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def strays_in(folder: Path) -> list[Path]:
-    """Whatever lies in a folder of images and is none; hidden files are left out."""
+    """Names of a folder's folders, sorted, without hidden ones; empty if it cannot be listed."""
     try:
         found = list(folder.iterdir())
     except OSError:
         return []
-    images = set(images_in(folder))
+    return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))
+
+
+def strays_in(folder: Path) -> list[Path]:
+    """Whatever lies in a folder of images and has no image's name; hidden files are left out."""
+    try:
+        found = list(folder.iterdir())
+    except OSError:
+        return []
+    images = {*images_in(folder), *impostors_in(folder)}
     return sorted(path for path in found if path not in images and not path.name.startswith("."))
 
 

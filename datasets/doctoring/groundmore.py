@@ -12,17 +12,18 @@ from datasets.doctoring.annotations import Examination, note_numbering, note_tex
 from datasets.doctoring.clip import ClipTask
 from datasets.doctoring.files import convention, folders_in, images_in
 from datasets.groundmore import (
-    _TYPES,
     FRAMES_PER_SECOND,
+    TYPES,
     GroundMoRe,
-    _clip_window,
-    _match_masks,
-    _note_window,
-    _read_object_ids,
     action_window,
+    clip_window,
+    note_window,
     parse_clip_times,
     parse_time,
+    read_object_ids,
 )
+from datasets.mask_files import match_masks
+from datasets.names import shown as quoted
 from datasets.sample import QUESTION_TYPES, Query
 from utils.errors import ConfigError, DataError, Problems
 from utils.files import read_json
@@ -124,15 +125,7 @@ class GroundMoReExamination(Examination):
             return (), ()
         note_numbering(frames, self.findings, counts, _PUBLISHED, **place)
         self._note_steps(frames, place)
-        masks: tuple[Path | None, ...] = (None,) * len(frames)
-        try:
-            masks = _match_masks(frames, mask_folder)
-        except DataError as error:
-            self.findings.add("mask-missing", str(error), [mask_folder], **place)
-        orphans = sorted(set(images_in(mask_folder)) - set(masks))
-        if orphans:
-            message = f"{mask_folder} holds files that belong to no frame: {shown(p.name for p in orphans)}"
-            self.findings.add("mask-orphan", message, orphans[:5], count=len(orphans), **place)
+        masks = self._masks(frames, mask_folder, place)
         crossed = [mask for frame, mask in zip(frames, masks) if mask is not None and mask.stem != frame.stem]
         if crossed:
             message = f"frames are named {convention(frames[0])}, {len(crossed)} masks {convention(crossed[0])}"
@@ -141,6 +134,26 @@ class GroundMoReExamination(Examination):
         for inner in (images, mask_folder):
             self.note_strays(inner, **place)
         return frames, masks
+
+    def _masks(self, frames: tuple[Path, ...], folder: Path, place: dict[str, str]) -> tuple[Path | None, ...]:
+        """A mask or None per frame; masks that are missing, or numbered otherwise, or left over are noted."""
+        images = set(images_in(folder))
+        masks: tuple[Path | None, ...] = (None,) * len(frames)
+        try:
+            match = match_masks(frames, sorted(images))
+        except DataError as error:
+            self.findings.add("mask-missing", f"{folder}: {error}", [folder], **place)
+        else:
+            masks = match.paths
+            if match.fault:
+                self.findings.add(
+                    "mask-numbering", f"{folder}: {match.fault}", match.orphans[:5], count=len(match.orphans), **place
+                )
+        orphans = sorted(images - set(masks))
+        if orphans:
+            message = f"{folder} holds files that belong to no frame: {shown(p.name for p in orphans)}"
+            self.findings.add("mask-orphan", message, orphans[:5], count=len(orphans), **place)
+        return masks
 
     def _note_steps(self, frames: tuple[Path, ...], place: dict[str, str]) -> None:
         numbers = [(frame_number(path), path) for path in frames if frame_number(path) is not None]
@@ -196,15 +209,15 @@ class GroundMoReExamination(Examination):
 
         text = read("entry-malformed", get_field, entry, "question", str)
         answer = read("answer-missing", get_field, entry, "answer", str)
-        ids = read("bad-object-id", _read_object_ids, entry)
+        ids = read("bad-object-id", read_object_ids, entry)
         q_type = read("entry-malformed" if "q_type" not in entry else "unknown-type", get_field, entry, "q_type", str)
-        known = _TYPES.get(q_type.strip().lower()) if q_type is not None else None
+        known = TYPES.get(q_type.strip().lower()) if q_type is not None else None
         if q_type is not None and known is None:
-            message = f"unknown q_type {q_type!r}; it must be one of {', '.join(QUESTION_TYPES)}"
+            message = f"unknown q_type {quoted(q_type, 40)}; it must be one of {', '.join(QUESTION_TYPES)}"
             self.findings.add("unknown-type", message, **place)
         counts[f"questions of type {known or 'unknown'}"] += 1
         raw = self._window(entry, start, read)
-        window = None if raw is None or not num_frames else _clip_window(raw, num_frames)
+        window = None if raw is None or not num_frames else clip_window(raw, num_frames)
         if raw is not None and num_frames:
             self._note_window(raw, window, num_frames, where, place)
         if text is None or not ids:
@@ -230,7 +243,7 @@ class GroundMoReExamination(Examination):
     ) -> None:
         if window is None:
             problems = Problems()
-            _note_window(raw, num_frames, where, problems)
+            note_window(raw, num_frames, where, problems)
             self.noted("window-empty" if raw[1] < raw[0] else "window-outside", problems, where, **place)
         elif max(window[0] - raw[0], raw[1] - window[1]) >= FRAMES_PER_SECOND:  # clip ends are rounded to seconds
             message = (
@@ -275,7 +288,7 @@ class GroundMoReExamination(Examination):
 def _looks_like_annotation(path: Path) -> bool:
     """Whether a JSON file of another name holds videos with questions."""
     try:
-        videos = videos_of(read_json(path), path)
-    except (DataError, OSError):
+        videos = videos_of(read_json(path), path, Problems())
+    except DataError:
         return False
     return any(isinstance(video, dict) and "questions" in video for video in videos.values())

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets.corpus import files_by_stem, find_named, get_field, ordered_frame_names
 from datasets.doctoring.annotations import Examination, note_numbering, shown
-from datasets.doctoring.files import folders_in
+from datasets.doctoring.files import folders_in, images_in
 from utils.errors import ConfigError, Problems
 from utils.video import frame_number
 
@@ -86,7 +86,8 @@ class ListedExamination(Examination):
         self.noted("video-malformed", problems, where, **place)
         if names is None:
             return ListedVideo((), (), (), expressions)
-        files, problems = files_by_stem(images, ".jpg"), Problems()
+        problems = Problems()
+        files = self.files(images, ".jpg", where, **place)
         find_named(names, files, images, "frame", where, problems)
         missing = [images / f"{name}.jpg" for name in names if name not in files]
         kind = "frame-missing" if files else "video-without-folder"
@@ -97,6 +98,15 @@ class ListedExamination(Examination):
         self.note_strays(images, **place)
         counts["frames"] += len(frames)
         return ListedVideo(tuple(names), kept, frames, expressions)
+
+    def files(self, folder: Path, suffix: str, where: str, **place: Any) -> dict[str, Path]:
+        """A folder's images by stem; what is wrong with their names is noted."""
+        problems = Problems()
+        files = files_by_stem(folder, suffix, where, problems)
+        if problems and not files:  # told by note_strays and find_named, unless there is no reading the folder
+            return {path.stem: path for path in images_in(folder) if path.suffix.lower() == suffix}
+        self.noted("frame-number-repeated", problems, where, **place)
+        return files
 
     def _note_names(
         self, names: list[str], frames: tuple[Path, ...], files: dict[str, Path], counts: Counter[str], place: dict

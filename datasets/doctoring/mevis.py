@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets.corpus import caption, get_field
-from datasets.doctoring.annotations import note_texts_said_twice, read_annotation, shown
+from datasets.doctoring.annotations import note_repeated_keys, note_texts_said_twice, read_annotation, shown
 from datasets.doctoring.clip import ClipTask
 from datasets.doctoring.listed import ListedExamination, ListedVideo
-from datasets.mevis import MeViS, _read_expression, _take_tubes
+from datasets.mevis import MeViS, read_expression, take_tubes
 from datasets.sample import Query
 from utils.errors import DataError, Problems
 from utils.files import read_json
@@ -82,10 +82,11 @@ class MeViSExamination(ListedExamination):
                 self.require(split, path, "the masks of every annotation")
             return None
         try:
-            tubes = read_json(path)
-        except (DataError, OSError) as error:
+            tubes = read_json(path, twice := [])
+        except DataError as error:
             self.findings.add("annotation-unreadable", str(error), [path], split=split)
             return None
+        note_repeated_keys(path, twice, self.findings, split)
         if not isinstance(tubes, dict):
             message = f"{path}: expected {{annotation id: [mask per frame]}}; wrong file?"
             self.findings.add("annotation-unreadable", message, [path], split=split)
@@ -102,7 +103,7 @@ class MeViSExamination(ListedExamination):
             where = f"video {video_id}, expression {query_id}"
             place, problems = dict(split=split, video=video_id, query=query_id), Problems()
             if masked or not isinstance(raw, dict):
-                query = _read_expression(query_id, raw, where, problems)
+                query = read_expression(query_id, raw, where, problems)
             else:
                 text = get_field(raw, "exp", str, where, problems)
                 query = Query(query_id, caption(text), is_question=False) if text is not None else None
@@ -132,7 +133,7 @@ class MeViSExamination(ListedExamination):
                 if number in used or number in blamed:
                     continue
                 problems, single = Problems(), Query(query.query_id, query.text, False, object_ids=(number,))
-                if _take_tubes(single, tubes, len(entry.names), used, f"video {video_id}", problems):
+                if take_tubes(single, tubes, len(entry.names), used, f"video {video_id}", problems):
                     continue
                 blamed.add(number)
                 tube = tubes.get(str(number))

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets.corpus import caption, files_by_stem, find_named, get_field
+from datasets.corpus import caption, find_named, get_field
 from datasets.doctoring.annotations import note_texts_said_twice, read_annotation, shown
 from datasets.doctoring.clip import ClipTask
 from datasets.doctoring.files import folders_in, images_in
 from datasets.doctoring.listed import ListedExamination, ListedVideo
-from datasets.refer_youtube_vos import ReferYoutubeVos, _expressions_by_object, _read_categories
+from datasets.refer_youtube_vos import ReferYoutubeVos, expressions_by_object, read_categories
 from datasets.sample import Query
 from utils.errors import DataError, Problems
 
@@ -71,7 +71,7 @@ class ReferYoutubeVosExamination(ListedExamination):
     def _note_categories(self, split: str, path: Path) -> None:
         problems = Problems()
         try:
-            _read_categories(path, problems)
+            read_categories(path, problems)
         except DataError as error:
             problems.add(str(path), str(error).removeprefix(f"{path}: "))
         self.noted("annotation-unreadable", problems, "", split=split, files=[path])
@@ -93,7 +93,7 @@ class ReferYoutubeVosExamination(ListedExamination):
     def _query(self, query_id: str, raw: Any, masked: bool, place: dict[str, str]) -> Query | None:
         where, problems = f"video {place['video']}", Problems()
         if masked or not isinstance(raw, dict):
-            found = _expressions_by_object({"expressions": {query_id: raw}}, {}, where, problems)
+            found = expressions_by_object({"expressions": {query_id: raw}}, {}, where, problems)
             query = next((query for same in found.values() for query in same), None)
         else:
             text = get_field(raw, "exp", str, f"{where}, expression {query_id}", problems)
@@ -106,7 +106,7 @@ class ReferYoutubeVosExamination(ListedExamination):
     def _masks(self, entry: ListedVideo, folder: Path, split: str, video_id: str) -> tuple[Path | None, ...]:
         """A mask or None per frame that is there; missing ones and those of no listed frame are noted."""
         place, where, problems = dict(split=split, video=video_id), f"video {video_id}", Problems()
-        files = files_by_stem(folder, ".png")
+        files = self.files(folder, ".png", where, **place)
         if entry.names:
             find_named(list(entry.names), files, folder, "mask", where, problems)
         missing = [folder / f"{name}.png" for name in entry.names if name not in files]

@@ -21,6 +21,7 @@ from datasets.doctoring.drift import Drift, DriftProbe
 from datasets.doctoring.files import look_at_frame, look_at_png, look_at_rles
 from datasets.doctoring.findings import Findings
 from utils.errors import MoraError
+from utils.paths import user_path
 
 TRIALS: dict[str, tuple[tuple[int, ...], bool, int]] = {
     "in place": ((0,), False, 1),
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("corpus", choices=(*EXAMINATIONS, *ALIASES), metavar="CORPUS", help="which corpus")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the corpus's folder, or the one that holds it")
+    parser.add_argument("folder", type=user_path, metavar="DIR", help="the corpus's folder, or the one that holds it")
     parser.add_argument("--limit", type=int, metavar="N", help="clips of each split (default: all)")
     parser.add_argument("--wobble", type=int, nargs="+", default=[0, 1, 2], metavar="PX", help="pixels by which each "
                         "mask is moved, and grown or shrunk, at most (default 0 1 2)")  # fmt: skip
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     outcomes: Counter[tuple[int, str, str]] = Counter()
     try:
         kind = EXAMINATIONS[ALIASES.get(arguments.corpus, arguments.corpus)]
-        examination = kind(arguments.folder, Options(limit=arguments.limit), Findings())
+        examination = kind(Path(arguments.folder), Options(limit=arguments.limit), Findings())
         tasks = (task for split in examination.splits for task in examination.clips(split))
         for task in tqdm(tasks, unit="clip"):
             outcomes += try_clip(task, arguments.wobble)
