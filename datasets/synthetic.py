@@ -15,6 +15,8 @@ from datasets.motion_world.corpora import CorpusPlan, write_corpora
 from datasets.motion_world.layouts import LAYOUTS
 from datasets.motion_world.settings import WorldSettings
 from utils.errors import ConfigError, MoraError
+from utils.paths import user_path
+from utils.terminal import write_any_text
 
 _EPILOG = """\
 what is made
@@ -41,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", required=True, help="folder to write to; made if missing")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to write to; made if missing")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus (default 0)")
     parser.add_argument("--num_videos", type=int, required=True, help="videos in each corpus, unless set below")
     for name in LAYOUTS:
@@ -76,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="replace what other settings have left in --out (default: refuse)",
+        help="replace what this program wrote into --out from other settings (default: refuse); files of other origin "
+        "are kept in any case",
     )
     return parser
 
@@ -111,6 +114,7 @@ def plans_from(arguments: argparse.Namespace) -> list[CorpusPlan]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    write_any_text()
     arguments = build_parser().parse_args(argv)
     try:
         write_corpora(arguments.out, plans_from(arguments), arguments.workers, arguments.overwrite)

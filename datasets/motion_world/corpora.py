@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,10 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from datasets.motion_world.layouts import GROUNDMORE_FPS, LAYOUTS, Layout
+from datasets.motion_world.layouts import GROUNDMORE_FPS, LAYOUTS, MOST_VIDEOS, Layout
 from datasets.motion_world.settings import WorldSettings
 from datasets.motion_world.world import make_video
-from utils.errors import ConfigError
+from utils.errors import ConfigError, MoraError
 from utils.files import read_json, write_json
 
 WORLD_VERSION = 1
@@ -59,10 +63,13 @@ def write_corpora(root: str | Path, plans: list[CorpusPlan], workers: int = 1, o
         root: made if missing.
         plans: one per corpus and split.
         workers: processes; the result does not depend on it.
-        overwrite: delete what other settings have left there, instead of refusing.
+        overwrite: replace what earlier runs of this program have written there from other settings, instead of
+            refusing. Files that no stamp explains belong to someone and are kept in any case.
 
     Raises:
-        ConfigError: ``root`` holds the same corpus from other settings, or a plan cannot be carried out.
+        ConfigError: ``root`` holds the same corpus from other settings or of unknown origin, or a plan cannot be
+            carried out.
+        MoraError: a worker process was killed; run again to continue.
         OSError: the disk is full or not writable; run again to continue.
     """
     root = Path(root)
@@ -72,12 +79,14 @@ def write_corpora(root: str | Path, plans: list[CorpusPlan], workers: int = 1, o
     stamps = _read_stamps(root)
     for plan, layout in zip(plans, layouts):
         known = stamps.get(_stamp_key(plan))
+        if known is None:
+            _refuse_strangers(root, layout)
+        elif known["made_from"] != plan.stamp() and not overwrite:
+            raise ConfigError(_clash(root, plan, known["made_from"]))
+    for plan, layout in zip(plans, layouts):
+        known = stamps.get(_stamp_key(plan))
         if known is not None and known["made_from"] != plan.stamp():
-            if not overwrite:
-                raise ConfigError(_clash(root, plan, known["made_from"]))
-            known = None
-        if known is None and (overwrite or any(path.exists() for path in layout.owned())):
-            _clear(root, plan, layout, overwrite)
+            _clear(root, plan, layout)
     for plan, layout in zip(plans, layouts):
         known = _read_stamps(root).get(_stamp_key(plan))
         if known is None or known["made_from"] != plan.stamp() or not known["complete"]:
@@ -89,6 +98,8 @@ def _check(plan: CorpusPlan) -> None:
         raise ConfigError(
             f"{plan.name}: {plan.num_videos} videos asked for; ask for at least 1, or leave the corpus out"
         )
+    if plan.num_videos > MOST_VIDEOS:
+        raise ConfigError(f"{plan.name}: {plan.num_videos} videos asked for; a corpus has at most {MOST_VIDEOS:,}")
     if plan.seed < 0:
         raise ConfigError(f"seed {plan.seed}: must not be negative")
     if plan.name == "groundmore" and plan.settings.fps != GROUNDMORE_FPS:
@@ -101,15 +112,20 @@ def _stamp_key(plan: CorpusPlan) -> str:
 
 def _read_stamps(root: Path) -> dict[str, dict[str, Any]]:
     path = root / STAMP
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     stamps = read_json(path)
     entries = stamps.get("corpora") if isinstance(stamps, dict) else None
-    if not isinstance(entries, dict) or not all({"made_from", "complete"} <= set(e) for e in entries.values()):
+    if not isinstance(entries, dict) or not all(_is_stamp(entry) for entry in entries.values()):
         raise ConfigError(
             f"{path}: not a stamp of this program ('corpora' is missing); move it or choose another --out"
         )
     return entries
+
+
+def _is_stamp(entry: Any) -> bool:
+    made_from = entry.get("made_from") if isinstance(entry, dict) else None
+    return isinstance(made_from, dict) and isinstance(made_from.get("settings"), dict) and "complete" in entry
 
 
 def _put_stamp(root: Path, plan: CorpusPlan, complete: bool) -> None:
@@ -132,15 +148,22 @@ def _clash(root: Path, plan: CorpusPlan, known: dict[str, Any]) -> str:
     )
 
 
-def _clear(root: Path, plan: CorpusPlan, layout: Layout, overwrite: bool) -> None:
-    """Remove what an earlier run has written; files that no stamp explains are removed only when told to."""
-    if not overwrite:
+def _refuse_strangers(root: Path, layout: Layout) -> None:
+    """Refuse a folder whose corpus no stamp explains: it is somebody's."""
+    strangers = layout.owned()
+    if layout.name != "groundmore":  # whose splits share a folder of videos
+        strangers += [path for folder in layout.image_folders for path in folder.glob("[!.]*")]
+    if strangers:
         raise ConfigError(
-            f"{root}: {next(path for path in layout.owned() if path.exists())} is there already, but {STAMP} does not "
-            "say from what; choose another --out, or replace it with --overwrite"
+            f"{root}: {strangers[0]} is there already, but {STAMP} does not say that this program wrote it; it is "
+            "kept, with --overwrite as well: choose another --out, or move it away"
         )
+
+
+def _clear(root: Path, plan: CorpusPlan, layout: Layout) -> None:
+    """Remove what an earlier run has written."""
     for path in [*layout.owned(), *layout.leftovers(), _parts_folder(root, plan)]:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -170,18 +193,34 @@ def _write_corpus(root: Path, plan: CorpusPlan, layout: Layout, workers: int) ->
     tasks = [(root, plan, first) for first in missing]
     label = f"{plan.name} ({plan.split})"
     with tqdm(total=plan.num_videos, initial=plan.num_videos - left, desc=label, unit="video") as bar:
-        if workers <= 1 or len(tasks) <= 1:
-            for task in tasks:
-                bar.update(_write_chunk(task))
-        else:
-            context = multiprocessing.get_context("spawn")
-            with context.Pool(min(workers, len(tasks)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-                for written in pool.imap_unordered(_write_chunk, tasks):
-                    bar.update(written)
+        for written in _write_chunks(tasks, min(workers, len(tasks))):
+            bar.update(written)
     parts = [part for first in chunks for part in read_json(_part_file(root, plan, first))]
     layout.write_annotations(parts)
     _put_stamp(root, plan, complete=True)
     shutil.rmtree(_parts_folder(root, plan))
+
+
+def _write_chunks(tasks: list[tuple[Path, CorpusPlan, int]], workers: int) -> Iterator[int]:
+    """Carry out tasks in any order, in this process or several; gives the number of videos of each.
+
+    Raises:
+        MoraError: a process was killed.
+    """
+    if workers <= 1:
+        yield from map(_write_chunk, tasks)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,))
+    try:
+        for done in as_completed([pool.submit(_write_chunk, task) for task in tasks]):
+            yield done.result()
+    except BrokenProcessPool:
+        raise MoraError(
+            f"{tasks[0][0]}: a worker process was killed (out of memory?); run the same command again "
+            "to continue, with fewer --workers if need be"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _write_chunk(task: tuple[Path, CorpusPlan, int]) -> int:

@@ -6,6 +6,7 @@ Index ranges of the three corpora do not meet, so no two corpora of one seed sha
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -22,6 +23,9 @@ from utils.masks import encode_rle, palette
 
 GROUNDMORE_FPS = 6
 """The corpus counts frames at this rate; a clip made for it must too."""
+
+MOST_VIDEOS = 1_000_000
+"""Of a corpus: beyond it names of videos would need another digit, and corpora would come to share videos."""
 
 _LAYOUT_STREAM = 21
 _SPARSE_RATE, _SPARSE_QUESTIONS = 0.15, 2
@@ -67,9 +71,26 @@ class Layout(ABC):
     def write_annotations(self, parts: list[dict[str, Any]]) -> None:
         """Write the annotation files from the parts of all videos, in order."""
 
+    @property
     @abstractmethod
+    def annotation_files(self) -> list[Path]:
+        """The files that ``write_annotations`` writes."""
+
+    @abstractmethod
+    def names_video(self, name: str) -> bool:
+        """Whether a folder's name is one that this layout gives to a video."""
+
     def owned(self) -> list[Path]:
-        """Every file and video folder that an earlier run of this layout has left."""
+        """Every file and video folder there that has the name of one that a run of this layout writes."""
+        folders = [path for folder in self.image_folders for path in sorted(folder.glob("*"))]
+        files = [path for path in self.annotation_files if os.path.lexists(path)]
+        return files + [path for path in folders if self.names_video(path.name)]
+
+    def _names_index(self, name: str, digits: int) -> bool:
+        """Whether a name is the index of a video of this corpus as so many hexadecimal digits."""
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", name):
+            return False
+        return self.first_index <= int(name, 16) < self.first_index + MOST_VIDEOS
 
     def leftovers(self) -> list[Path]:
         """Half-written video folders of a run that was killed."""
@@ -97,12 +118,13 @@ class GroundMoReLayout(Layout):
     def image_folders(self) -> list[Path]:
         return [self.root / "GroundMoRe" / "groundmore_videos"]
 
-    def _json_files(self) -> list[Path]:
+    @property
+    def annotation_files(self) -> list[Path]:
         names = ["trainval_v2.json"] if self.split == "train" else ["groundmore_test.json", "referring_test.json"]
         return [self.root / "GroundMoRe" / name for name in names]
 
-    def owned(self) -> list[Path]:
-        return [*self._json_files(), *self.image_folders[0].glob(f"{self.split}_*")]
+    def names_video(self, name: str) -> bool:
+        return re.fullmatch(rf"{self.split}_\d{{6}}_\d{{4}}_\d{{4}}", name) is not None
 
     def write_video(self, video: MotionVideo, seed: int, number: int) -> dict[str, Any]:
         rng = self.dice(seed, number)
@@ -146,7 +168,7 @@ class GroundMoReLayout(Layout):
         return part
 
     def write_annotations(self, parts: list[dict[str, Any]]) -> None:
-        for path, key in zip(self._json_files(), ("questions", "referring")):
+        for path, key in zip(self.annotation_files, ("questions", "referring")):
             write_json(path, {"videos": {part["video_id"]: {"questions": part[key]} for part in parts}}, indent=1)
 
 
@@ -168,12 +190,13 @@ class ReferYoutubeVosLayout(Layout):
     def image_folders(self) -> list[Path]:
         return [self.root / "refytvos" / "train" / name for name in ("JPEGImages", "Annotations")]
 
-    def _json_files(self) -> list[Path]:
+    @property
+    def annotation_files(self) -> list[Path]:
         base = self.root / "refytvos"
         return [base / "train" / "meta.json", base / "meta_expressions" / "train" / "meta_expressions.json"]
 
-    def owned(self) -> list[Path]:
-        return self._json_files() + [path for folder in self.image_folders for path in folder.glob("*")]
+    def names_video(self, name: str) -> bool:
+        return self._names_index(name, 10)
 
     def write_video(self, video: MotionVideo, seed: int, number: int) -> dict[str, Any]:
         video_id = f"{self.first_index + number:010x}"
@@ -197,7 +220,7 @@ class ReferYoutubeVosLayout(Layout):
         return {"video_id": video_id, "frames": names, "expressions": expressions, "objects": objects}
 
     def write_annotations(self, parts: list[dict[str, Any]]) -> None:
-        meta, expressions = self._json_files()
+        meta, expressions = self.annotation_files
         write_json(meta, {"videos": {part["video_id"]: {"objects": part["objects"]} for part in parts}}, indent=None)
         spoken = {p["video_id"]: {"frames": p["frames"], "expressions": p["expressions"]} for p in parts}
         write_json(expressions, {"videos": spoken}, indent=None)
@@ -221,9 +244,12 @@ class MeViSLayout(Layout):
     def image_folders(self) -> list[Path]:
         return [self._folder / "JPEGImages"]
 
-    def owned(self) -> list[Path]:
-        files = [self._folder / "meta_expressions.json", self._folder / "mask_dict.json"]
-        return files + list(self.image_folders[0].glob("*"))
+    @property
+    def annotation_files(self) -> list[Path]:
+        return [self._folder / "meta_expressions.json", self._folder / "mask_dict.json"]
+
+    def names_video(self, name: str) -> bool:
+        return self._names_index(name, 12)
 
     def write_video(self, video: MotionVideo, seed: int, number: int) -> dict[str, Any]:
         rng = self.dice(seed, number)
@@ -253,9 +279,10 @@ class MeViSLayout(Layout):
 
     def write_annotations(self, parts: list[dict[str, Any]]) -> None:
         tubes = {number: tube for part in parts for number, tube in part["tubes"].items()}
-        write_json(self._folder / "mask_dict.json", tubes, indent=None)
+        expressions, masks = self.annotation_files
+        write_json(masks, tubes, indent=None)
         spoken = {p["video_id"]: {"frames": p["frames"], "expressions": p["expressions"]} for p in parts}
-        write_json(self._folder / "meta_expressions.json", {"videos": spoken}, indent=None)
+        write_json(expressions, {"videos": spoken}, indent=None)
 
 
 LAYOUTS: dict[str, type[Layout]] = {
