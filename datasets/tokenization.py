@@ -8,56 +8,25 @@ with other ids. Rule "legacy" is the old one; rule "plain" leaves the text as it
 from __future__ import annotations
 
 import abc
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import sentencepiece
 import tokenizers
 
+from datasets.tokenizer_files import Special, read_added_tokens, read_optional_object, read_specials
 from utils.batch import IMAGE_TOKEN_INDEX
 from utils.errors import ConfigError, MoraError, TokenizerError
-from utils.files import atomic_write, read_json, write_json
+from utils.files import atomic_write, not_a_file, write_json
+from utils.lfs import POINTER, is_pointer
 
 RULES = ("legacy", "plain")
 RULE_KEY = "mora_tokenization"
 """Key of tokenizer_config.json under which a saved folder remembers its rule."""
 
 IMAGE = "<image>"
-_SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
-class _Special(NamedTuple):
-    """A special token as its files describe it; ``strips``: (left, right) text is stripped next to it."""
-
-    content: str
-    strips: tuple[bool, bool]
-
-
-def _read_specials(folder: Path, config: dict) -> dict[str, _Special]:
-    """Special tokens by key, as transformers 4.31 ends up with them.
-
-    tokenizer_config.json is read first, where a bare string means "do not strip" (LlamaTokenizer wraps it so);
-    special_tokens_map.json overrides it, and there a bare string means "strip both sides".
-    """
-    specials = {"bos_token": _Special("<s>", (False, False)), "eos_token": _Special("</s>", (False, False))}
-    specials["unk_token"] = _Special("<unk>", (False, False))
-    path = folder / "special_tokens_map.json"
-    overrides = read_json(path) if path.is_file() else {}
-    for source, bare in ((config, (False, False)), (overrides, (True, True))):
-        for key in _SPECIAL_KEYS:
-            value = source.get(key)
-            if isinstance(value, dict):
-                strips = (bool(value.get("lstrip", False)), bool(value.get("rstrip", False)))
-                specials[key] = _Special(value["content"], strips)
-            elif isinstance(value, str):
-                specials[key] = _Special(value, bare)
-        for index, value in enumerate(source.get("additional_special_tokens") or ()):
-            content = value["content"] if isinstance(value, dict) else value
-            strips = (bool(value.get("lstrip")), bool(value.get("rstrip"))) if isinstance(value, dict) else (True, True)
-            specials[f"additional_{index}"] = _Special(content, strips)
-    return specials
 
 
 class MoraTokenizer(abc.ABC):
@@ -69,7 +38,7 @@ class MoraTokenizer(abc.ABC):
         bos_id, eos_id, pad_id: their ids.
     """
 
-    def __init__(self, folder: Path, rule: str, config: dict, specials: dict[str, _Special]):
+    def __init__(self, folder: Path, rule: str, config: dict, specials: dict[str, Special]):
         self.folder = folder
         self.rule = rule
         self.config = config
@@ -87,6 +56,10 @@ class MoraTokenizer(abc.ABC):
     @abc.abstractmethod
     def find(self, token: str) -> int | None:
         """Id of one token of the vocabulary, None if it has no such token."""
+
+    @abc.abstractmethod
+    def holds(self, token: int) -> bool:
+        """Whether an id below ``len`` stands for a token; embeddings may have rows for which there is none."""
 
     @abc.abstractmethod
     def add_tokens(self, new_tokens: Sequence[str]) -> int:
@@ -173,7 +146,7 @@ class MoraTokenizer(abc.ABC):
         self._write_vocabulary(folder)
         source = self.folder / "special_tokens_map.json"
         if source.is_file():
-            write_json(folder / source.name, read_json(source))
+            write_json(folder / source.name, read_optional_object(source))
         write_json(folder / "tokenizer_config.json", {**self.config, RULE_KEY: self.rule})
 
 
@@ -183,9 +156,9 @@ class SentencePieceTokenizer(MoraTokenizer):
     def __init__(self, folder: Path, rule: str, config: dict):
         self._model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         self._model_bytes = (folder / "tokenizer.model").read_bytes()
-        path = folder / "added_tokens.json"
-        self._added: dict[str, int] = dict(read_json(path)) if path.is_file() else {}
-        super().__init__(folder, rule, config, _read_specials(folder, config))
+        pieces = [self._model.id_to_piece(token) for token in range(self._model.get_piece_size())]
+        self._added = read_added_tokens(folder, pieces)
+        super().__init__(folder, rule, config, read_specials(folder, config))
         self._compile()
 
     def _compile(self) -> None:
@@ -202,8 +175,8 @@ class SentencePieceTokenizer(MoraTokenizer):
                 self._strips[special.content] = special.strips
 
     def __len__(self) -> int:
-        """Pieces of the model plus added tokens."""
-        return self._model.get_piece_size() + len(self._added)
+        """Up to the last id of the pieces and of the added tokens, which usually follow them without a gap."""
+        return max(self._model.get_piece_size(), *(token + 1 for token in self._added.values()), 0)
 
     def find(self, token: str) -> int | None:
         """Id of an added token or of a piece, None if there is neither."""
@@ -211,6 +184,10 @@ class SentencePieceTokenizer(MoraTokenizer):
             return self._added[token]
         found = self._model.piece_to_id(token)
         return None if found == self._model.unk_id() and token != self._model.id_to_piece(found) else found
+
+    def holds(self, token: int) -> bool:
+        """Whether it is the id of a piece or of an added token."""
+        return 0 <= token < self._model.get_piece_size() or token in self._names
 
     def add_tokens(self, new_tokens: Sequence[str]) -> int:
         """Append missing tokens behind the last id, in the given order; they strip as ``[SEG]`` does."""
@@ -278,7 +255,7 @@ class SentencePieceTokenizer(MoraTokenizer):
         return between.join(run if isinstance(run, str) else self._join(run, specials, between) for run in runs)
 
     def _piece(self, token: int) -> str:
-        if token >= self._model.get_piece_size():
+        if not self.holds(token):
             raise self._unknown(token)
         return self._model.id_to_piece(token)
 
@@ -309,7 +286,7 @@ class FastTokenizer(MoraTokenizer):
 
     def __init__(self, folder: Path, config: dict):
         self._engine = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        super().__init__(folder, "plain", config, _read_specials(folder, config))
+        super().__init__(folder, "plain", config, read_specials(folder, config))
 
     def __len__(self) -> int:
         """Size of the vocabulary with added tokens."""
@@ -318,6 +295,10 @@ class FastTokenizer(MoraTokenizer):
     def find(self, token: str) -> int | None:
         """Id of a token, None if the vocabulary lacks it."""
         return self._engine.token_to_id(token)
+
+    def holds(self, token: int) -> bool:
+        """Whether the vocabulary, added tokens included, has that id."""
+        return token >= 0 and self._engine.id_to_token(token) is not None
 
     def add_tokens(self, new_tokens: Sequence[str]) -> int:
         """Append missing tokens behind the last id, in the given order."""
@@ -335,7 +316,7 @@ class FastTokenizer(MoraTokenizer):
             specials = {self.find(special.content) for special in self.specials.values()}
             kept = [token for token in kept if token not in specials]
         for token in kept:
-            if self._engine.id_to_token(token) is None:
+            if not self.holds(token):
                 raise self._unknown(token)
         return self._engine.decode(kept, skip_special_tokens=False)
 
@@ -358,8 +339,10 @@ def load_tokenizer(folder: str | Path, rule: str | None = None) -> MoraTokenizer
     """
     folder = Path(folder)
     path = folder / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {}
-    has_model, has_json = ((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    config = read_optional_object(path)
+    has_model, has_json = (_has(folder / name) for name in ("tokenizer.model", "tokenizer.json"))
+    if rule is None and config.get(RULE_KEY) is not None and config[RULE_KEY] not in RULES:
+        raise TokenizerError(f"{path}: {RULE_KEY!r} must be one of {', '.join(RULES)}, not {config[RULE_KEY]!r}")
     rule = rule or config.get(RULE_KEY) or ("legacy" if has_model else "plain")
     if rule not in RULES:
         raise ConfigError(f"tokenization rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
@@ -380,4 +363,19 @@ def load_tokenizer(folder: str | Path, rule: str | None = None) -> MoraTokenizer
         raise
     except Exception as error:  # both libraries raise their own and bare RuntimeError/Exception types
         path = folder / ("tokenizer.json" if fast else "tokenizer.model")
-        raise TokenizerError(f"{path}: cannot be read ({error}); download or write the folder again") from error
+        reason = POINTER if is_pointer(path) else f"cannot be read ({error}); download or write the folder again"
+        raise TokenizerError(f"{path}: {reason}") from error
+
+
+def _has(path: Path) -> bool:
+    """Whether the file is there.
+
+    Raises:
+        TokenizerError: something else is: a folder, a pipe, a link to nothing.
+    """
+    if not os.path.lexists(path):
+        return False
+    reason = not_a_file(path)
+    if reason:
+        raise TokenizerError(f"{path}: {reason}; give the folder of a published or exported model")
+    return True

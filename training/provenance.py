@@ -132,7 +132,7 @@ def _numbers_only(value: Any) -> Any:
 
 def tokenizer_digest(tokenizer: MoraTokenizer) -> str:
     """Digest of what a tokenizer does: the text of every id, and how a sentence is cut."""
-    texts = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+    texts = [tokenizer.decode([number]) if tokenizer.holds(number) else None for number in range(len(tokenizer))]
     said = json.dumps([tokenizer.rule, texts, tokenizer.encode(_PROBE)])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
