@@ -11,6 +11,7 @@ from evaluation.predict import predict_corpus
 from evaluation.protocol import make_protocol
 from evaluation.records import Record, fingerprint, open_run, read_record, record_path, write_record
 from evaluation.selection import select
+from utils.digests import tensors_digest
 from utils.errors import ConfigError, DataError
 from utils.masks import decode_rle
 
