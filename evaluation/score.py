@@ -40,7 +40,7 @@ from evaluation.records import (
 )
 from evaluation.sources import sources_digest
 from evaluation.truth import read_id_maps, read_truth
-from utils.errors import DataError
+from utils.errors import DataError, NumericalError
 from utils.files import read_json, write_json
 from utils.terminal import one_line
 from utils.video import frame_size
@@ -216,7 +216,10 @@ class VideoScores:
         except DataError as error:  # run lengths that do not fill their mask
             record, reason = None, f"the record is damaged: {error}"
             measured = score_question(truth, None, query, self.listed, id_maps, self.protocol)
-        json.dumps(measured, allow_nan=False)  # a measure that is not finite must not enter a mean
+        try:
+            json.dumps(measured, allow_nan=False)
+        except ValueError:
+            raise NumericalError("a measure is not finite (NaN or infinity), which must not enter a mean") from None
         return self._about(query, reason, measured)
 
     def _about(self, query: Query, reason: str | None, measured: dict) -> dict:

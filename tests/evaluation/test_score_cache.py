@@ -6,6 +6,9 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,7 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record, scores_path, write_record
 from evaluation.score import score_corpus
 from evaluation.selection import select
+from evaluation.sources import source_files, sources_digest
 
 PROTOCOL = make_protocol(num_frames=8)
 ALPHA, BETA = "alpha_0000_0004", "beta_0110_0114"
@@ -89,6 +93,109 @@ def test_what_a_score_depends_on(made, data, folder, monkeypatch):
     module.code_digest.cache_clear()
     monkeypatch.setattr(module, "code_digest", lambda: "newer")
     assert scored(made, data, folder, fingerprint="another")[0] == "01ab"
+
+
+DAMAGES = {
+    "one digit": lambda text: text.replace('"JF": 1.0', '"JF": 1.1', 1),
+    "a wrong key": lambda text: text.replace('"key": "', '"key": "0', 1),
+    "a wrong digest": lambda text: text.replace('"digest": "', '"digest": "0', 1),
+    "cut off": lambda text: text[:-40],
+    "not UTF-8": lambda text: text.replace("first", "f\udcff", 1),
+    "NaN": lambda text: text.replace("1.0", "NaN", 1),
+    "no JSON": lambda text: "nonsense",
+    "empty": lambda text: "",
+    "another kind": lambda text: "[1]",
+}
+ENTRIES = [3, [], None, "x", {}, {"key": 3}, {"key": [], "score": {}}, {"key": "a", "digest": "b", "score": []}]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_score_does_not_enter_the_summary(made, data, folder, damage, caplog):
+    _, first = scored(made, data, folder)
+    path = scores_path(folder, ALPHA)
+    text = DAMAGES[damage](path.read_text())
+    assert text != path.read_text()
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    ids, scores = scored(made, data, folder)
+    assert ids in ("0", "01") and scores == first
+    assert str(path) in caplog.text and "scored again" in caplog.text
+    caplog.clear()
+    assert scored(made, data, folder) == ("", first) and not caplog.text
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=repr)
+def test_an_entry_of_another_kind_is_made_again(made, data, folder, entry, caplog):
+    _, first = scored(made, data, folder)
+    path = scores_path(folder, ALPHA)
+    content = json.loads(path.read_text())
+    content["questions"]["1"] = entry
+    path.write_text(json.dumps(content))
+    assert scored(made, data, folder) == ("1", first) and "entries 1" in caplog.text
+    content["questions"] = entry
+    path.write_text(json.dumps(content))
+    assert scored(made, data, folder) == ("01", first)
+
+
+def test_scores_of_an_older_version_are_made_again_without_a_word(made, data, folder, caplog):
+    _, first = scored(made, data, folder)
+    path = scores_path(folder, ALPHA)
+    content = json.loads(path.read_text())
+    old = {name: {"key": entry["key"], "score": entry["score"]} for name, entry in content["questions"].items()}
+    path.write_text(json.dumps({"format": "mora-scores-1", "questions": old}))
+    assert scored(made, data, folder) == ("01", first) and not caplog.text
+
+
+def test_a_question_that_cannot_be_scored_is_its_own_failure_and_tried_again(made, data, folder, monkeypatch):
+    score = module.score_question
+
+    def failing(truth, record, query, *rest):
+        if query.query_id == "1" and record is not None:
+            raise IndexError("a bug")
+        measured = score(truth, record, query, *rest)
+        if query.query_id == "a" and record is not None:
+            measured["rows"]["model"]["JF"] = float("nan")
+        return measured
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "score_question", failing)
+        _, scores = scored(made, data, folder)
+        json.dumps(scores, allow_nan=False)
+    assert [each["status"] for each in scores] == ["ok", "failed", "failed", "ok"]
+    assert "IndexError: a bug" in scores[1]["reason"] and "not finite" in scores[2]["reason"]
+    ids, scores = scored(made, data, folder)
+    assert ids == "1a" and all(each["status"] == "ok" for each in scores)
+
+
+def test_every_source_that_scores_is_in_the_key(project_root, tmp_path):
+    """What a fresh interpreter loads to score is what the key covers; editing any of it changes the key."""
+    code = (
+        "import sys, evaluation.score, evaluation.metrics_numpy, evaluation.metrics_compiled as c; c.load_kernels();"
+        "print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
+    rooms = [project_root / room for room in ("utils", "datasets", "model", "evaluation")]
+    loaded = {path for path in map(Path, done.stdout.split()) if any(room in path.parents for room in rooms)}
+    covered = source_files("evaluation.score")
+    assert loaded == set(covered)
+    names = [path.relative_to(project_root) for path in covered]
+    assert {Path("evaluation/measures.py"), Path("evaluation/metrics_numba.py"), Path("utils/masks.py")} <= set(names)
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(project_root / name, tmp_path / name)
+    before = sources_digest("evaluation.score", tmp_path)
+    assert before == module.code_digest()
+    for name in names:
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole + b"#")
+        assert sources_digest("evaluation.score", tmp_path) != before, name
+        (tmp_path / name).write_bytes(whole)
+
+
+def test_the_reader_of_the_masks_is_in_the_key(made, data, folder, monkeypatch):
+    scored(made, data, folder)
+    monkeypatch.setattr(module, "_sources_of", lambda name: f"another {name}")
+    assert scored(made, data, folder)[0] == "01ab"
+    assert sources_digest("datasets.corpus") != sources_digest("nowhere.corpus") == sources_digest("builtins")
 
 
 def test_a_part_does_not_throw_away_the_rest(made, data, folder):
