@@ -53,7 +53,9 @@ class Parts:
             group = "LoRA" if ".lora_" in name else ".".join(name.split(".")[:2])
             groups[group] = groups.get(group, 0) + self.model.get_parameter(name).numel()
         listed = ", ".join(f"{group} {count:,}" for group, count in groups.items())
-        return f"{self.report}\n{learning:,} of {total:,} parameters learn ({listed})"
+        config = self.model.config
+        chosen = ", ".join(f"{n} {getattr(config, n)}" for n in ("visual_mode", "loc_mode", "template", "answer_style"))
+        return f"{self.report}\n{chosen}\n{learning:,} of {total:,} parameters learn ({listed})"
 
     def write(self, folder: Path) -> None:
         """``config.json`` and ``tokenizer/`` in a checkpoint, so that it says which network it holds."""
@@ -147,6 +149,11 @@ def build_parts(
         digest=digest,
         **config_overrides(args, folder),
     )
+    stored = read_config(folder)
+    for name in ("visual_mode", "template", "answer_style"):
+        before, now = stored.get(name), getattr(model.config, name)
+        if before not in (None, now):
+            report.notes.append(f"{name}: the base was trained with {before!r}, here it is {now!r}")
     tokenizer = open_tokenizer(model, folder)
     adapters = None
     if args.lora_r > 0:
