@@ -6,6 +6,8 @@ layouts.
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import MoraConfig
-from model.convert.assemble import assemble
+from model.config import MoraConfig, note_wrong_values
+from model.convert.assemble import assemble, require_weights
 from model.convert.export_card import exported_digests, require_undamaged, stored_digests
+from model.convert.finite import note_non_finite, raise_non_finite
 from model.convert.key_maps import rename_clip, strip_prefix, strip_wrappers
 from model.convert.published import (
     HEAD_PREFIX,
@@ -29,12 +32,21 @@ from model.convert.published import (
     rename_published,
 )
 from model.convert.report import LoadReport, shapes_of
-from model.convert.shapes import sam_config_of
-from model.convert.sources import fill_sam, fill_tower, read_sam, require_local, resolve_folder
+from model.convert.shapes import require_sizes, sam_config_of
+from model.convert.sources import (
+    examine_tower,
+    fill_sam,
+    fill_tower,
+    is_hub_name,
+    read_sam,
+    require_local,
+    resolve_folder,
+)
 from model.convert.state_files import read_state_dict
+from model.fields import building, shown
 from model.mora import MoraModel
 from model.sam import SamSegmenter
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, Problems
 
 __all__ = ["LoadReport", "load_any", "load_lisa", "load_own", "load_sam_checkpoint", "read_state_dict"]
 
@@ -64,33 +76,65 @@ def load_any(
         ConfigError: an option that does not exist or values that contradict each other.
     """
     folder = resolve_folder(version)
+    return _load(_reader_of(folder), folder, vision_pretrained, vision_tower, **options)
+
+
+def digest_base(
+    version: str | Path,
+    vision_pretrained: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+    **overrides: Any,
+) -> dict[str, str]:
+    """What ``report.digests`` of :func:`load_any` would be, without making a model; the weights are read, mapped.
+
+    Args:
+        version, vision_pretrained, vision_tower: as for :func:`load_any`.
+        overrides: fields of :class:`model.config.MoraConfig`.
+
+    Raises:
+        CheckpointError: see :func:`load_any`.
+        ConfigError: see :func:`load_any`.
+    """
+    folder = resolve_folder(version)
+    report = LoadReport(str(folder))
+    stored = read_config(folder)
+    request = _Request(folder, stored, vision_pretrained, vision_tower, None, overrides, report)
+    return stored_digests(_reader_of(folder)(request)[1])
+
+
+def _reader_of(folder: Path) -> Callable[[_Request], _Reading]:
+    """The reader of a folder's layout.
+
+    Raises:
+        CheckpointError: no ``config.json``, or a layout that is not known.
+    """
     kind = read_config(folder).get("model_type")
     if kind == MoraConfig.model_type:
-        return load_own(folder, vision_tower, vision_pretrained, **options)
+        return _own
     if kind in LLAVA_TYPES:
-        return load_lisa(folder, vision_tower, vision_pretrained, **options)
+        return _published
     raise CheckpointError(
-        f"{folder}/config.json: model_type is {kind!r}; known are {MoraConfig.model_type!r} (written here) and "
+        f"{folder}/config.json: model_type is {shown(kind)}; known are {MoraConfig.model_type!r} (written here) and "
         f"{', '.join(map(repr, LLAVA_TYPES))} (LLaVA v1, LISA, MoRA)"
     )
 
 
 def load_lisa(
     folder: str | Path,
+    vision_pretrained: str | Path | None = None,
     vision_tower: str | Path | None = None,
-    sam_checkpoint: str | Path | None = None,
     **options: Any,
 ) -> tuple[MoraModel, LoadReport]:
     """Open a published LISA or MoRA folder, or a LLaVA v1 base to train from.
 
     Sizes are read off the tensors and ``config.json``; nothing is assumed. What the checkpoint brings is never
-    replaced: ``sam_checkpoint`` fills only parts of SAM that are absent altogether.
+    replaced: ``vision_pretrained`` fills only parts of SAM that are absent altogether.
 
     Args:
         folder: local folder or hub name.
+        vision_pretrained: SAM file or folder.
         vision_tower: CLIP folder or hub name; default: what ``config.json`` says, relative to the working directory,
             to the folder or to its parent.
-        sam_checkpoint: SAM file or folder.
         options: ``device``: where the model goes (CPU). ``dtype``: of the weights; default: as the word embeddings are
             stored. ``attn_implementation``: of the language model ("sdpa", "eager", "flash_attention_2"). ``seed``: for
             modules that no source has (a new [LOC] head; the read-out of a LLaVA base). ``allow_missing``: patterns of
@@ -103,17 +147,17 @@ def load_lisa(
         The model in eval mode, and what the load did.
 
     Raises:
-        CheckpointError: files missing or damaged, a path that does not exist (even one that is not needed), weights
-            that do not fit (all named).
-        ConfigError: an override that is no field, or values that contradict each other.
+        CheckpointError: files missing or damaged, a path that does not exist or leads to something else (even one that
+            is not needed), weights that do not fit or are not finite (all named).
+        ConfigError: an override that is no field, values that cannot be used or contradict each other.
     """
-    return _load(_published, folder, vision_tower, sam_checkpoint, **options)
+    return _load(_published, folder, vision_pretrained, vision_tower, **options)
 
 
 def load_own(
     folder: str | Path,
+    vision_pretrained: str | Path | None = None,
     vision_tower: str | Path | None = None,
-    sam_checkpoint: str | Path | None = None,
     **options: Any,
 ) -> tuple[MoraModel, LoadReport]:
     """Open a folder that ``MoraModel.save_pretrained`` wrote.
@@ -122,7 +166,7 @@ def load_own(
     and SAM are only looked for elsewhere if the folder was saved without them. Parts that an override adds (a [LOC]
     head, the embedding of time) are newly initialised.
     """
-    return _load(_own, folder, vision_tower, sam_checkpoint, **options)
+    return _load(_own, folder, vision_pretrained, vision_tower, **options)
 
 
 @dataclass
@@ -131,8 +175,8 @@ class _Request:
 
     folder: Path
     stored: dict[str, Any]
+    vision_pretrained: str | Path | None
     vision_tower: str | Path | None
-    sam_checkpoint: str | Path | None
     attn_implementation: str | None
     overrides: dict[str, Any]
     report: LoadReport
@@ -145,8 +189,8 @@ _Reading = tuple[MoraConfig, dict[str, Tensor], list[str]]
 def _load(
     read: Callable[[_Request], _Reading],
     folder: str | Path,
+    vision_pretrained: str | Path | None,
     vision_tower: str | Path | None,
-    sam_checkpoint: str | Path | None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
@@ -157,12 +201,13 @@ def _load(
     **config_overrides: Any,
 ) -> tuple[MoraModel, LoadReport]:
     """Open a folder whose layout ``read`` knows; arguments and errors as for :func:`load_lisa`."""
+    vision_pretrained = config_overrides.pop("sam_checkpoint", vision_pretrained)  # its name in earlier versions
     folder = resolve_folder(folder)
     require_local(vision_tower, folder, "--vision-tower")
-    require_local(sam_checkpoint, None, "--vision_pretrained")
+    require_local(vision_pretrained, None, "--vision_pretrained")
     report = LoadReport(str(folder))
     request = _Request(
-        folder, read_config(folder), vision_tower, sam_checkpoint, attn_implementation, config_overrides, report
+        folder, read_config(folder), vision_pretrained, vision_tower, attn_implementation, config_overrides, report
     )
     config, tensors, fresh = read(request)
     exported = exported_digests(folder)
@@ -178,18 +223,19 @@ def _published(request: _Request) -> _Reading:
     """Read the published layout."""
     folder, published, report = request.folder, request.stored, request.report
     state = strip_wrappers(read_state_dict(folder))
-    text_config, projector = llama_config(published, state), projector_kind(state)
+    text_config, projector = llama_config(published, state, folder / "config.json"), projector_kind(state)
     tensors, unknown, ignored = rename_published(state)
     del state
     report.unexpected.update(shapes_of(unknown))
     report.ignored.update(shapes_of(ignored))
-    fill_sam(tensors, request.sam_checkpoint, report)
+    fill_sam(tensors, request.vision_pretrained, report)
     tower = _tower_folder(published, request.vision_tower, folder)
+    vision_config = clip_config(tower)
     fill_tower(tensors, tower, report)
     sam = sam_config_of(strip_prefix(tensors, "sam."))
     fields: dict[str, Any] = {
         "text_config": text_config,
-        "vision_config": clip_config(tower),
+        "vision_config": vision_config,
         "sam_config": sam,
         "vision_select_layer": published.get("mm_vision_select_layer", -2),
         "projector": projector,
@@ -198,6 +244,7 @@ def _published(request: _Request) -> _Reading:
         "loc_token_id": _token_id(folder, request.overrides.get("loc_token", "[LOC]"), text_config.vocab_size),
     }
     config = build_config(fields, request.overrides, request.attn_implementation)
+    require_sizes(config, tensors, {"text_config": folder / "config.json", "vision_config": tower / "config.json"})
     fresh = []
     if not any(name.startswith("loc_head.") for name in tensors):
         fresh.append("loc_head.*")
@@ -210,17 +257,20 @@ def _own(request: _Request) -> _Reading:
     """Read what ``save_pretrained`` wrote."""
     folder, saved, report = request.folder, request.stored, request.report
     if saved.get("model_type") != MoraConfig.model_type:
-        raise CheckpointError(f"{folder}/config.json: model_type is {saved.get('model_type')!r}, not 'mora'")
+        raise CheckpointError(f"{folder}/config.json: model_type is {shown(saved.get('model_type'))}, not 'mora'")
     tensors = strip_wrappers(read_state_dict(folder))
     tower = {name: tensors.pop(name) for name in list(tensors) if name.startswith("vision_tower.")}
     clip, _ = rename_clip(strip_prefix(tower, "vision_tower."))
     tensors.update({f"vision_tower.{name}": tensor for name, tensor in clip.items()})
     if request.vision_tower is not None and clip:
+        if os.path.isdir(request.vision_tower) or not is_hub_name(request.vision_tower):  # else it is not fetched
+            examine_tower(resolve_folder(request.vision_tower, beside=folder))
         report.notes.append(f"{request.vision_tower} NOT USED: the checkpoint brings its vision tower")
     elif request.vision_tower is not None:
         fill_tower(tensors, resolve_folder(request.vision_tower, beside=folder), report)
-    fill_sam(tensors, request.sam_checkpoint, report)
-    before = MoraConfig.from_dict(saved)
+    fill_sam(tensors, request.vision_pretrained, report)
+    before = stored_config(saved, folder / "config.json")
+    require_sizes(before, tensors, {"": folder / "config.json"})
     config = build_config(before.to_dict(), request.overrides, request.attn_implementation)
     if config.loc_mode != before.loc_mode:
         _change_head(before.loc_mode, config.loc_mode, tensors, report)
@@ -238,12 +288,14 @@ def load_sam_checkpoint(model: MoraModel | SamSegmenter, path: str | Path) -> Lo
         What the load did.
 
     Raises:
-        CheckpointError: unreadable, or a tensor is missing, unexpected or of another shape. The model is unchanged.
+        CheckpointError: unreadable, or a tensor is missing, unexpected, of another shape or not finite. The model is
+            unchanged.
     """
     sam = model if isinstance(model, SamSegmenter) else model.sam
     tensors, unknown = read_sam(path)
     report = LoadReport(str(path), unexpected=shapes_of(unknown))
-    wanted = shapes_of(sam.state_dict())
+    own = sam.state_dict()
+    wanted = shapes_of(own)
     report.missing = {name: shape for name, shape in wanted.items() if name not in tensors}
     for name, shape in shapes_of(tensors).items():
         if name not in wanted:
@@ -251,9 +303,39 @@ def load_sam_checkpoint(model: MoraModel | SamSegmenter, path: str | Path) -> Lo
         elif shape != wanted[name]:
             report.mismatched[name] = (shape, wanted[name])
     report.raise_if_bad()
+    require_weights(tensors, str(path))
+    problems = Problems()
+    for name, tensor in tensors.items():
+        note_non_finite(name, tensor, tensor.to(own[name].dtype), problems)
+    raise_non_finite(problems, str(path))
     sam.load_state_dict(tensors, strict=True)
     report.loaded = len(tensors)
     return report
+
+
+def stored_config(saved: Mapping[str, Any], path: Path) -> MoraConfig:
+    """The configuration that ``save_pretrained`` wrote.
+
+    Args:
+        saved: content of the file.
+        path: of the file, for messages.
+
+    Raises:
+        ConfigError: with every field that is unknown or cannot be used.
+    """
+    problems = Problems()
+    known = {*inspect.signature(MoraConfig.__init__).parameters, *MoraConfig().to_dict(), "torch_dtype"}
+    for name in sorted(saved.keys() - known):
+        if not name.startswith("_"):
+            problems.add(name, "not a field of MoraConfig; remove it, or use the version of the program that wrote it")
+    note_wrong_values(saved, problems)
+    where = f"{path}: use the config.json that was saved with these weights"
+    problems.raise_if_any(ConfigError, where)
+    try:
+        with building(str(path)):
+            return MoraConfig.from_dict(dict(saved))
+    except ConfigError as error:
+        raise ConfigError(f"{where}; {error}") from None
 
 
 def build_config(
@@ -282,8 +364,8 @@ def build_config(
 def _tower_folder(published: Mapping[str, Any], vision_tower: str | Path | None, folder: Path) -> Path:
     """The CLIP folder that the caller or ``config.json`` names."""
     name = vision_tower or published.get("vision_tower") or published.get("mm_vision_tower")
-    if not name:
-        raise CheckpointError(f"{folder}/config.json: names no vision_tower; give a CLIP folder (--vision_tower)")
+    if not isinstance(name, (str, Path)):
+        raise CheckpointError(f"{folder}/config.json: names no vision_tower; give a CLIP folder (--vision-tower)")
     return resolve_folder(name, beside=folder)
 
 

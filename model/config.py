@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, SamConfig
 
+from model import fields
+from model.localization import LOC_HEADS
 from model.sam import sam_config as original_sam
 from utils.errors import ConfigError, Problems
 
@@ -24,13 +27,60 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 """Allowed values of the fields that name a choice."""
 
+_HEADLINE = "this MoRA configuration cannot be built"
 
-def _sub_config(value: Any, kind: type[PretrainedConfig]) -> PretrainedConfig:
+
+_CHOICE_RULES = {name: fields.one_of(*allowed) for name, allowed in CHOICES.items()}
+
+FIELDS: dict[str, fields.Rule] = {
+    **_CHOICE_RULES,
+    **fields.COMMON,
+    "vision_select_layer": fields.whole(-fields.LAYERS - 1, fields.LAYERS),
+    "projector_hidden_size": fields.optional(fields.SIZE),
+    "projector_motion": fields.FLAG,
+    "frame_time_embedding": fields.FLAG,
+    "loc_hidden_size": fields.SIZE,
+    "out_dim": fields.SIZE,
+    "seg_token": fields.WORD,
+    "loc_token": fields.WORD,
+    "seg_token_id": fields.optional(fields.whole(0, fields.ROWS)),
+    "loc_token_id": fields.optional(fields.whole(0, fields.ROWS)),
+    "tie_word_embeddings": fields.FLAG,
+}
+"""What each of the configuration's own fields may hold."""
+
+
+def _plain(value: Any) -> Any:
+    """The fields of a configuration object; anything else as it is."""
+    return value.to_dict() if isinstance(value, PretrainedConfig) else value
+
+
+def note_wrong_values(values: Mapping[str, Any], problems: Problems) -> None:
+    """Note every field of a stored or asked-for configuration that holds what it may not, one by one.
+
+    Args:
+        values: fields of :class:`MoraConfig`; its parts as objects, dicts or None.
+        problems: gets a line per mistake.
+    """
+    fields.note_problems(values, FIELDS, problems)
+    for part, rules, kind in (
+        ("text_config", fields.LLAMA, "llama"), ("vision_config", fields.CLIP, "clip_vision_model"),
+    ):  # fmt: skip
+        if values.get(part) is not None:
+            rules = {**rules, "model_type": fields.one_of(kind)}
+            fields.note_problems(_plain(values[part]), rules, problems, part)
+    if values.get("sam_config") is not None:
+        fields.note_problems_of_sam(_plain(values["sam_config"]), problems, "sam_config")
+
+
+def _sub_config(value: Any, kind: type[PretrainedConfig], name: str) -> PretrainedConfig:
     """A configuration object of ``kind`` from an object, a dict or None (defaults); never shared with the caller."""
     if value is None:
         return kind()
     if isinstance(value, dict):
-        return kind(**{key: item for key, item in value.items() if key != "model_type"})
+        with fields.building(name):
+            # The library changes nested objects that it is given.
+            return kind(**copy.deepcopy({key: item for key, item in value.items() if key != "model_type"}))
     return copy.deepcopy(value)
 
 
@@ -98,9 +148,6 @@ class MoraConfig(PretrainedConfig):
         initialization: str = "hf",
         **kwargs: Any,
     ):
-        self.text_config = _sub_config(text_config, LlamaConfig)
-        self.vision_config = _sub_config(vision_config, CLIPVisionConfig)
-        self.sam_config = original_sam() if sam_config is None else _sub_config(sam_config, SamConfig)
         self.backbone = backbone
         self.vision_select_layer = vision_select_layer
         self.projector = projector
@@ -122,7 +169,17 @@ class MoraConfig(PretrainedConfig):
         self.answer_style = answer_style
         self.initialization = initialization
         kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+        parts = {"text_config": text_config, "vision_config": vision_config, "sam_config": sam_config}
+        problems, choices = Problems(), Problems()
+        note_wrong_values({**vars(self), **kwargs, **parts}, problems)
+        fields.note_problems(vars(self), _CHOICE_RULES, choices)
+        if len(problems) > len(choices):  # else the rest can be examined as well, so that all is said at once
+            problems.raise_if_any(ConfigError, _HEADLINE)
+        self.text_config = _sub_config(text_config, LlamaConfig, "text_config")
+        self.vision_config = _sub_config(vision_config, CLIPVisionConfig, "vision_config")
+        self.sam_config = original_sam() if sam_config is None else _sub_config(sam_config, SamConfig, "sam_config")
+        with fields.building("MoraConfig"):
+            super().__init__(**kwargs)
         self.check()
 
     @property
@@ -142,11 +199,11 @@ class MoraConfig(PretrainedConfig):
             ConfigError: listing every value that cannot be used.
         """
         problems = Problems()
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                problems.add(name, f"is {getattr(self, name)!r}; use one of {', '.join(map(repr, allowed))}")
+        fields.note_problems(vars(self), _CHOICE_RULES, problems)
         if self.loc_mode == "frame" and self.visual_mode != "frame":
             problems.add("loc_mode", f"'frame' needs visual_mode 'frame', not {self.visual_mode!r}; use 'global'")
+        if self.loc_mode == "global" and self.loc_hidden_size % LOC_HEADS:
+            problems.add("loc_hidden_size", f"is {self.loc_hidden_size}; use a multiple of {LOC_HEADS}")
         if self.projector_shuffle == 2 and self.patches_per_side % 2:
             problems.add("projector_shuffle", f"2 needs an even patch grid, this tower has {self.patches_per_side}")
         depth = self.vision_config.num_hidden_layers
@@ -155,4 +212,48 @@ class MoraConfig(PretrainedConfig):
         prompt_width = self.sam_config.prompt_encoder_config.hidden_size
         if self.out_dim != prompt_width:
             problems.add("out_dim", f"is {self.out_dim}, but this SAM takes prompts of width {prompt_width}")
-        problems.raise_if_any(ConfigError, "this MoRA configuration cannot be built")
+        self._check_text(problems)
+        _check_sam(self.sam_config, problems)
+        problems.raise_if_any(ConfigError, _HEADLINE)
+
+    def _check_text(self, problems: Problems) -> None:
+        """Note contradictions between the decoder and the special tokens."""
+        text = self.text_config
+        if text.head_dim % 2:
+            problems.add("text_config.head_dim", f"is {text.head_dim}; rotary positions need an even one")
+        for where, name in ((self, "seg_token_id"), (self, "loc_token_id"), (text, "pad_token_id")):
+            number = getattr(where, name)
+            if number is not None and number >= text.vocab_size:
+                problems.add(name, f"is {number}, but the vocabulary has {text.vocab_size} rows; take the tokenizer's")
+        if self.seg_token == self.loc_token:
+            problems.add("loc_token", f"is {self.loc_token!r}, as seg_token is; they must differ")
+        if self.seg_token_id is not None and self.seg_token_id == self.loc_token_id:
+            problems.add("loc_token_id", f"is {self.loc_token_id}, as seg_token_id is; they must differ")
+
+
+def _check_sam(sam: SamConfig, problems: Problems) -> None:
+    """Note contradictions between the parts of a SAM."""
+    vision, prompts, masks = sam.vision_config, sam.prompt_encoder_config, sam.mask_decoder_config
+    for name, (first, second) in {
+        "vision_config.output_channels": (vision.output_channels, prompts.hidden_size),
+        "mask_decoder_config.hidden_size": (masks.hidden_size, prompts.hidden_size),
+        "vision_config.num_pos_feats": (2 * vision.num_pos_feats, prompts.hidden_size),
+        "vision_config.image_size": (vision.image_size, prompts.image_size),
+        "vision_config.patch_size": (vision.patch_size, prompts.patch_size),
+        "prompt_encoder_config.image_embedding_size": (
+            prompts.image_embedding_size, prompts.image_size // prompts.patch_size,
+        ),
+    }.items():  # fmt: skip
+        if first != second:
+            problems.add(f"sam_config.{name}", f"gives {first}, but prompt_encoder_config wants {second}")
+    if masks.hidden_size % (masks.attention_downsample_rate * masks.num_attention_heads) or masks.hidden_size % 8:
+        problems.add(
+            "sam_config.mask_decoder_config.hidden_size",
+            f"is {masks.hidden_size}; use a multiple of 8 and of attention_downsample_rate x num_attention_heads "
+            f"({masks.attention_downsample_rate} x {masks.num_attention_heads})",
+        )
+    if any(layer >= vision.num_hidden_layers for layer in vision.global_attn_indexes):
+        problems.add(
+            "sam_config.vision_config.global_attn_indexes",
+            f"is {list(vision.global_attn_indexes)}; the encoder has {vision.num_hidden_layers} layers",
+        )

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 TIME_FREQUENCIES = 8
 
+LOC_HEADS = 4
+"""Attention heads of the global head; they divide its width."""
+
 
 def normalised_times(frames: int, device: torch.device | None = None) -> Tensor:
     """Time of each of T frames, float32 [T] from 0 (first) to 1 (last); one frame alone is at 0."""
@@ -63,7 +66,7 @@ class GlobalLocHead(nn.Module):
         heads: of the attention pooling; divides ``width``.
     """
 
-    def __init__(self, hidden_size: int, width: int, heads: int = 4):
+    def __init__(self, hidden_size: int, width: int, heads: int = LOC_HEADS):
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(hidden_size, width)

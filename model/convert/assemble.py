@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from model.config import MoraConfig
+from model.convert.finite import note_non_finite, raise_non_finite
 from model.convert.report import LoadReport
+from model.fields import building
 from model.mora import MoraModel
+from utils.errors import CheckpointError, Problems
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""How weights may be stored. Narrower numbers need scales that no layout here has."""
+
+_HEAD = "language_model.lm_head.weight"
 
 
 def empty_model(config: MoraConfig) -> MoraModel:
     """A model whose parameters are on the meta device; its constant buffers are real."""
-    with init_empty_weights(include_buffers=False):
+    with building("the model"), init_empty_weights(include_buffers=False):
         return MoraModel(config)
 
 
@@ -45,19 +53,34 @@ def assemble(
         The model, in eval mode.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape, with every name.
+        CheckpointError: a tensor is missing, unexpected, of another shape or no floating-point numbers, or holds NaN or
+            an infinity (perhaps only after the cast to ``dtype``), with every name.
     """
     embeddings = tensors.get("language_model.model.embed_tokens.weight")
     dtype = dtype or (torch.float32 if embeddings is None else embeddings.dtype)
     model = empty_model(config)
-    tied = {"language_model.lm_head.weight"} if model.language_model.config.tie_word_embeddings else set()
+    tied = {_HEAD} if model.language_model.config.tie_word_embeddings else set()
+    if (
+        tied
+        and _HEAD in tensors
+        and embeddings is not None
+        and not torch.equal(tensors[_HEAD].to(embeddings.dtype), embeddings)
+    ):
+        raise CheckpointError(
+            f"{report.source}: {_HEAD} differs from the word embeddings, though config.json says that they are one "
+            "(tie_word_embeddings); set it to false there, or use the config.json saved with these weights"
+        )
     fitting = _fitting(model, tensors, report, tied)
     report.raise_if_bad(allow_missing, allow_unexpected)
+    require_weights({name: tensors[name] for name in fitting}, report.source)
+    problems = Problems()
     for name in fitting:
-        tensor = tensors.pop(name)
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        stored = tensors.pop(name)
         # A copy even where nothing changes: the source may be a view of a file that is mapped, not read.
-        _place(model, name, tensor.to(device=device, dtype=kind, copy=True))
+        cast = stored.to(device=device, dtype=dtype, copy=True)
+        note_non_finite(name, stored, cast, problems)
+        _place(model, name, cast)
+    raise_non_finite(problems, report.source)
     tensors.clear()
     if tied:
         model.language_model.tie_weights()
@@ -65,6 +88,22 @@ def assemble(
     initialise_meta(model, report, dtype, seed)
     model.config.dtype = dtype
     return model.to(device).eval()
+
+
+def require_weights(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that are no weights: whole numbers, truth values, numbers of eight bits.
+
+    Raises:
+        CheckpointError: naming every such tensor.
+    """
+    problems = Problems()
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHT_DTYPES:
+            problems.add(name, f"holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers")
+    problems.raise_if_any(
+        CheckpointError,
+        f"{source}: tensors that are no weights (a quantised checkpoint?); use one in float32, bfloat16 or float16",
+    )
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -114,7 +114,9 @@ def rename_sam(state: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, 
         positions = renamed.pop(_HF_SAM_DUPLICATE, None)
         if positions is not None:
             renamed.setdefault("shared_image_embedding.positional_embedding", positions)
-        return renamed, {}
+        prefixes = tuple(prefix for part in SAM_PARTS.values() for prefix in part)
+        unknown = {name: renamed.pop(name) for name in list(renamed) if not name.startswith(prefixes)}
+        return renamed, unknown
     return split_renamed(state, sam_names(state).get)
 
 

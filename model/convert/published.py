@@ -7,6 +7,7 @@ Llama's fields, LLaVA's ``mm_*`` fields and LISA's ``train_mask_decoder`` and ``
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from model.convert.key_maps import rename_clip, rename_sam, strip_prefix
-from utils.errors import CheckpointError, DataError
+from model.fields import CLIP, FLAG, LAYERS, LLAMA, SIZE, WORD, Rule, building, note_problems, optional, shown, whole
+from utils.errors import CheckpointError, ConfigError, DataError, Problems
 from utils.files import read_json
 
 LLAMA_FIELDS = (
@@ -42,6 +44,15 @@ LLAMA_FIELDS = (
     "pad_token_id",
 )
 """Fields of ``config.json`` that shape the decoder. Llama 1, Vicuna and Llama 2 differ in some of them."""
+
+LLAVA_FIELDS: dict[str, Rule] = {
+    "mm_vision_select_layer": whole(-LAYERS, LAYERS),
+    "vision_tower": optional(WORD),
+    "mm_vision_tower": optional(WORD),
+    "train_mask_decoder": optional(FLAG),
+    "out_dim": optional(SIZE),
+}
+"""What LLaVA's and LISA's own fields may hold."""
 
 SAM_PREFIX = "model.visual_model."
 TOWER_PREFIX = "model.vision_tower.vision_tower."
@@ -78,28 +89,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def llama_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> LlamaConfig:
+def llama_config(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> LlamaConfig:
     """The decoder's configuration.
 
     Args:
         config: ``config.json``.
         state: the tensors; the vocabulary's size is that of ``model.embed_tokens.weight``.
+        path: of ``config.json``, for messages.
 
     Raises:
         CheckpointError: no embeddings, fields that are needed are absent, or features this project does not have.
+        ConfigError: with every field whose value cannot be used.
     """
     if "model.embed_tokens.weight" not in state:
         raise CheckpointError("model.embed_tokens.weight: missing; this is no LLaVA, LISA or MoRA checkpoint")
     feature = config.get("mm_vision_select_feature", "patch")
     if feature != "patch":
-        raise CheckpointError(f"config.json: mm_vision_select_feature is {feature!r}; only 'patch' features are known")
+        raise CheckpointError(f"{path}: mm_vision_select_feature is {shown(feature)}; only 'patch' features are known")
     absent = [name for name in LLAMA_FIELDS[1:5] if name not in config]
     if absent:
-        raise CheckpointError(f"config.json lacks {', '.join(absent)}; use the config.json saved with these weights")
+        raise CheckpointError(f"{path}: lacks {', '.join(absent)}; use the config.json saved with these weights")
+    problems = Problems()
+    note_problems(config, {**LLAMA, **LLAVA_FIELDS}, problems)
+    problems.raise_if_any(ConfigError, f"{path}: use the config.json saved with these weights")
     fields = {name: config[name] for name in LLAMA_FIELDS if config.get(name) is not None}
     fields["vocab_size"] = state["model.embed_tokens.weight"].shape[0]
     fields.setdefault("tie_word_embeddings", False)
-    return LlamaConfig(**fields)
+    with building(str(path)):
+        return LlamaConfig(**copy.deepcopy(fields))  # the library changes nested objects that it is given
 
 
 def clip_config(folder: Path) -> CLIPVisionConfig:
@@ -107,15 +124,20 @@ def clip_config(folder: Path) -> CLIPVisionConfig:
 
     Raises:
         CheckpointError: no ``config.json``, or of another kind of model.
+        ConfigError: with every field whose value cannot be used.
     """
-    config = read_config(folder)
+    config, path = read_config(folder), folder / "config.json"
     kind = config.get("model_type")
     if kind == "clip":
-        config = config.get("vision_config") or {}
+        config = {} if config.get("vision_config") is None else config["vision_config"]
     elif kind != "clip_vision_model":
-        raise CheckpointError(f"{folder}/config.json: model_type is {kind!r}, expected a CLIP vision tower")
+        raise CheckpointError(f"{path}: model_type is {shown(kind)}, expected a CLIP vision tower")
+    problems = Problems()
+    note_problems(config, CLIP, problems, "vision_config" if kind == "clip" else "")
+    problems.raise_if_any(ConfigError, f"{path}: use the config.json saved with this vision tower")
     known = CLIPVisionConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "dtype"}
-    return CLIPVisionConfig(**{name: value for name, value in config.items() if name in known})
+    with building(str(path)):
+        return CLIPVisionConfig(**{name: value for name, value in config.items() if name in known})
 
 
 def projector_kind(state: Mapping[str, Tensor]) -> str:
@@ -181,33 +203,42 @@ def find_token_id(folder: Path, token: str) -> int | None:
         The id, or None when no file names the token.
 
     Raises:
-        CheckpointError: a tokenizer file is not JSON.
+        CheckpointError: a tokenizer file is not JSON, or what it gives as the id is none.
     """
-    try:
-        for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
-            if (folder / name).is_file():
-                found = _id_in(read_json(folder / name), token)
-                if found is not None:
-                    return found
-    except DataError as error:
-        raise CheckpointError(str(error)) from None
+    for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = read_json(path)
+        except DataError as error:
+            raise CheckpointError(str(error)) from None
+        # Only added_tokens.json is a plain table of tokens; elsewhere a word at the top is the name of a part.
+        found = content.get(token) if name == "added_tokens.json" and isinstance(content, dict) else None
+        found = _id_in(content, token) if found is None else found
+        if found is None:
+            continue
+        if type(found) is not int or found < 0:
+            raise CheckpointError(
+                f"{path}: the id of {token} is {shown(found)}, not a whole number from 0; take the file that was saved "
+                "with the weights"
+            )
+        return found
     return None
 
 
-def _id_in(content: Any, token: str) -> int | None:
-    """The token's id in the content of one tokenizer file, or None."""
+def _id_in(content: Any, token: str) -> Any:
+    """What one tokenizer file, by its content, gives as the token's id; None if it does not name the token."""
     if not isinstance(content, dict):
         return None
-    if isinstance(content.get(token), int):
-        return content[token]
-    for entry in content.get("added_tokens") or []:
+    added = content.get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
         if isinstance(entry, dict) and entry.get("content") == token:
-            return int(entry["id"])
-    for number, entry in (content.get("added_tokens_decoder") or {}).items():
+            return entry.get("id", "absent")
+    decoder = content.get("added_tokens_decoder")
+    for number, entry in decoder.items() if isinstance(decoder, dict) else ():
         if isinstance(entry, dict) and entry.get("content") == token:
-            return int(number)
+            return int(number) if number.isascii() and number.isdigit() and len(number) < 10 else number
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict) and isinstance(vocabulary.get(token), int):
-        return vocabulary[token]
-    return None
+    return vocabulary.get(token) if isinstance(vocabulary, dict) else None

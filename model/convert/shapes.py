@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from torch import Tensor
 from transformers import SamConfig
 
+from model.config import MoraConfig
 from model.sam import sam_config
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError, Problems
 
 DECODER_HEADS = 8
 """The original's mask decoder always has eight heads; no shape shows it."""
+
+_SIZES: dict[str, tuple[str | None, ...]] = {
+    "language_model.model.embed_tokens.weight": ("text_config.vocab_size", "text_config.hidden_size"),
+    "language_model.model.layers.0.mlp.gate_proj.weight": ("text_config.intermediate_size", None),
+    "vision_tower.embeddings.patch_embedding.weight": (
+        "vision_config.hidden_size", None, "vision_config.patch_size", "vision_config.patch_size",
+    ),
+    "vision_tower.encoder.layers.0.mlp.fc1.weight": ("vision_config.intermediate_size", None),
+    "sam.vision_encoder.patch_embed.projection.weight": (
+        "sam_config.vision_config.hidden_size", None, "sam_config.vision_config.patch_size",
+        "sam_config.vision_config.patch_size",
+    ),
+    "sam.vision_encoder.layers.0.mlp.lin1.weight": ("sam_config.vision_config.mlp_dim", None),
+    "sam.prompt_encoder.no_mask_embed.weight": (None, "sam_config.prompt_encoder_config.hidden_size"),
+    "sam.mask_decoder.transformer.layers.0.mlp.lin1.weight": ("sam_config.mask_decoder_config.mlp_dim", None),
+    "text_hidden_fcs.0.2.weight": ("out_dim", None),
+}  # fmt: skip
+"""Fields of a configuration that are a side of some tensor."""
+
+_DEPTHS = {
+    "text_config.num_hidden_layers": r"language_model\.model\.layers\.(\d+)\.",
+    "vision_config.num_hidden_layers": r"vision_tower\.(?:vision_model\.)?encoder\.layers\.(\d+)\.",
+    "sam_config.vision_config.num_hidden_layers": r"sam\.vision_encoder\.layers\.(\d+)\.",
+    "sam_config.mask_decoder_config.num_hidden_layers": r"sam\.mask_decoder\.transformer\.layers\.(\d+)\.",
+}
+"""Fields that count layers, and the names of those."""
+
+
+def require_sizes(config: MoraConfig, tensors: Mapping[str, Tensor], files: Mapping[str, Path]) -> None:
+    """Compare a configuration with the tensors it came with, before a model of its size is built.
+
+    Args:
+        config: the configuration.
+        tensors: named as in :class:`model.mora.MoraModel`; what is absent is not looked at.
+        files: where fields are stored, by what their names begin with here and not there.
+
+    Raises:
+        ConfigError: naming file and field of every size that is not the tensors'.
+    """
+    problems = Problems()
+    plain = {name.replace("vision_tower.vision_model.", "vision_tower.", 1): value for name, value in tensors.items()}
+    found: dict[str, tuple[int, str]] = {}
+    for name, sides in _SIZES.items():
+        shape = tuple(plain[name].shape) if name in plain else ()
+        for key, side in zip(sides, shape):
+            if key is not None and len(shape) == len(sides):
+                found.setdefault(key, (side, f"{name} is {list(shape)}"))
+    for key, pattern in _DEPTHS.items():
+        depth = count_layers(tensors, pattern, least=0)
+        if depth:
+            found[key] = depth, f"the weights have {depth} layers"
+    for key, (size, reason) in found.items():
+        stored = functools.reduce(getattr, key.split("."), config)
+        where = next((start for start in files if key.startswith(start)), None)
+        if stored != size and where is not None:
+            problems.add(str(files[where]), f"{key.removeprefix(where).strip('.')} is {stored}, but {reason}")
+    problems.raise_if_any(ConfigError, "sizes that are not those of the weights; use the config.json saved with them")
 
 
 def sam_config_of(state: Mapping[str, Tensor]) -> SamConfig:

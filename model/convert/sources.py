@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 
 from model.convert.key_maps import SAM_PARTS, rename_clip, rename_sam
+from model.convert.published import clip_config
 from model.convert.report import LoadReport, shapes_of
-from model.convert.state_files import read_state_dict
+from model.convert.shapes import sam_config_of
+from model.convert.state_files import SUFFIXES, read_state_dict
 from utils.errors import CheckpointError
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -30,7 +33,7 @@ def resolve_folder(name: str | Path, beside: Path | None = None) -> Path:
     """
     bases = [Path()] if beside is None else [Path(), beside, beside.parent]
     for base in bases:
-        if (base / name).is_dir():
+        if os.path.isdir(base / name):  # unlike Path.is_dir, False for a name that no file system takes
             return base / name
     where = " or ".join(str(base.resolve()) for base in bases)
     if not is_hub_name(name):
@@ -67,7 +70,7 @@ def require_local(name: str | Path | None, beside: Path | None, flag: str) -> No
     if name is None or is_hub_name(name):
         return
     bases = [Path()] if beside is None else [Path(), beside, beside.parent]
-    if not any((base / name).exists() for base in bases):
+    if not any(os.path.exists(base / name) for base in bases):
         raise CheckpointError(f"{flag} {name}: no such file or folder; correct the path or leave it out")
 
 
@@ -89,12 +92,12 @@ def read_sam(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return renamed, unknown
 
 
-def fill_sam(tensors: dict[str, Tensor], sam_checkpoint: str | Path | None, report: LoadReport) -> None:
+def fill_sam(tensors: dict[str, Tensor], vision_pretrained: str | Path | None, report: LoadReport) -> None:
     """Add those parts of SAM that ``tensors`` lacks altogether; a trained part is never overwritten.
 
     Args:
         tensors: named as in :class:`model.mora.MoraModel`; changed in place.
-        sam_checkpoint: where missing parts come from.
+        vision_pretrained: where missing parts come from.
         report: gets a note per part.
 
     Raises:
@@ -106,30 +109,69 @@ def fill_sam(tensors: dict[str, Tensor], sam_checkpoint: str | Path | None, repo
         if not any(name.startswith(tuple(f"sam.{prefix}" for prefix in prefixes)) for name in tensors)
     }
     if not lacking:
-        if sam_checkpoint is not None:
-            report.notes.append(f"{sam_checkpoint} NOT USED: the checkpoint brings all of SAM, trained")
+        if vision_pretrained is not None:
+            examine_sam(vision_pretrained)
+            report.notes.append(f"{vision_pretrained} NOT USED: the checkpoint brings all of SAM, trained")
         return
-    if sam_checkpoint is None:
+    if vision_pretrained is None:
         raise CheckpointError(
             f"{report.source}: has no SAM {', '.join(lacking)}; give a SAM checkpoint (--vision_pretrained)"
         )
-    source, unknown = read_sam(sam_checkpoint)
+    source, unknown = read_sam(vision_pretrained)
     report.unexpected.update(shapes_of(unknown))
     for part, prefixes in lacking.items():
         found = {f"sam.{name}": tensor for name, tensor in source.items() if f"sam.{name}".startswith(prefixes)}
         if not found:
-            raise CheckpointError(f"{sam_checkpoint}: has no {part} either, which {report.source} lacks")
+            raise CheckpointError(f"{vision_pretrained}: has no {part} either, which {report.source} lacks")
         tensors.update(found)
-        report.notes.append(f"SAM {part} from {sam_checkpoint}")
+        report.notes.append(f"SAM {part} from {vision_pretrained}")
+
+
+def examine_sam(path: str | Path) -> None:
+    """Make sure that a file which is not needed is a SAM all the same: a wrong path should not wait to be noticed.
+
+    Files are mapped, so little more than their lists of tensors is read.
+
+    Raises:
+        CheckpointError: it is something else, or cannot be read.
+    """
+    tensors, unknown = read_sam(path)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: {len(unknown)} of its tensors have no place in SAM ({', '.join(list(unknown)[:3])} …); give "
+            "sam_vit_h_4b8939.pth or a SamModel folder (--vision_pretrained), or leave it out: it is not needed here"
+        )
+    if any(name.startswith("vision_encoder.") for name in tensors):
+        try:
+            sam_config_of(tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: not a SAM that is known here: {error}") from None
+
+
+def examine_tower(folder: Path) -> None:
+    """As :func:`examine_sam`, for a folder with a CLIP vision tower that is not needed.
+
+    Raises:
+        CheckpointError: it is something else, or cannot be read.
+    """
+    clip_config(folder)
+    tower, _ = rename_clip(read_state_dict(folder))
+    if not any(name.endswith("embeddings.patch_embedding.weight") for name in tower):
+        raise CheckpointError(
+            f"{folder}: no CLIP vision tower in its weights; give a folder of CLIPModel or CLIPVisionModel "
+            "(--vision-tower), or leave it out: it is not needed here"
+        )
 
 
 def fill_tower(tensors: dict[str, Tensor], folder: Path, report: LoadReport) -> None:
     """Add the vision tower of ``folder`` unless ``tensors`` brings one; changed in place.
 
     Raises:
-        CheckpointError: the folder's weights cannot be read.
+        CheckpointError: the folder's weights cannot be read, or (even if they are not needed) are no vision tower's.
     """
     if any(name.startswith("vision_tower.") for name in tensors):
+        if any(file.suffix in SUFFIXES for file in folder.iterdir()):
+            examine_tower(folder)
         report.notes.append(f"vision tower from the checkpoint itself; the weights in {folder} are NOT USED")
         return
     tower, ignored = rename_clip(read_state_dict(folder))

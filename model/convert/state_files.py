@@ -7,7 +7,9 @@ Formats: safetensors; PyTorch archives opened with ``weights_only=True``; either
 from __future__ import annotations
 
 import codecs
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.fields import shown
 from utils.errors import CheckpointError, DataError, Problems
 from utils.files import read_json
+from utils.lfs import POINTER, is_pointer
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 """Names looked for in a folder, in this order, each with its sharded form ``NAME.index.json`` first."""
@@ -43,10 +47,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             than its index, a file that would need code to open, an unconverted DeepSpeed checkpoint.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = find_weights(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder; check the path of the weights")
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: neither a file nor a folder; check the path of the weights")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     return _read_file(path)
@@ -60,8 +66,10 @@ def find_weights(folder: Path) -> Path:
     """
     for name in WEIGHT_FILES:
         for candidate in (folder / f"{name}.index.json", folder / name):
-            if candidate.exists():
+            if candidate.is_file():
                 return candidate
+            if candidate.is_symlink() and not candidate.exists():
+                raise CheckpointError(f"{candidate}: a link to {os.readlink(candidate)}, which is not there; copy it")
     refuse_deepspeed(folder)
     others = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
     if len(others) == 1:
@@ -78,7 +86,7 @@ def refuse_deepspeed(folder: Path) -> None:
     """Explain what to do with a DeepSpeed checkpoint folder; return if ``folder`` is none.
 
     Raises:
-        CheckpointError: the folder is a DeepSpeed checkpoint, complete (convert it first) or without ``latest``.
+        CheckpointError: the folder is a DeepSpeed checkpoint, complete (merge it first) or without ``latest``.
     """
     latest = folder / "latest"
     pieces = sorted(folder.glob("global_step*")) or sorted(folder.glob("*mp_rank_*_model_states.pt"))
@@ -90,8 +98,8 @@ def refuse_deepspeed(folder: Path) -> None:
             "inside one; use the folder that holds `latest`, or an older checkpoint"
         )
     raise CheckpointError(
-        f"{folder}: a DeepSpeed checkpoint, which keeps weights in partitions; convert it first: "
-        f"python {folder}/zero_to_fp32.py {folder} {folder.name}_fp32"
+        f"{folder}: a DeepSpeed checkpoint, which keeps what was trained in partitions; merge it into its base first: "
+        f"python merge_lora_weights_and_save_hf_model.py --version BASE --weight {folder} --save_path MODEL"
     )
 
 
@@ -104,22 +112,18 @@ def _read_shards(index_path: Path) -> dict[str, Tensor]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: no `weight_map`; download the index again")
-    shards = sorted({index_path.parent / name for name in weight_map.values()})
+    shards = _shards(index_path, weight_map)
     problems = Problems()
-    for shard in shards:
-        if not shard.is_file():
-            problems.add(str(shard), f"missing shard, listed in {index_path.name}; download it again")
-    problems.raise_if_any(CheckpointError, f"{index_path}: incomplete checkpoint")
     state: dict[str, Tensor] = {}
-    for shard in shards:
+    for shard, listed in shards.items():
         try:
             tensors = _read_file(shard)
         except CheckpointError as error:
-            total = index.get("metadata", {}).get("total_size")
+            metadata = index.get("metadata")
+            total = metadata.get("total_size") if isinstance(metadata, dict) else None
             on_disk = sum(file.stat().st_size for file in shards)
             expected = f"; the index counts {total:,} bytes of tensors" if isinstance(total, int) else ""
             raise CheckpointError(f"{error} ({len(shards)} shards hold {on_disk:,} bytes{expected})") from None
-        listed = {name for name, file in weight_map.items() if file == shard.name}
         for name in sorted(listed - tensors.keys()):
             problems.add(str(shard), f"lacks {name}, which {index_path.name} places there")
         for name in sorted(tensors.keys() - listed):
@@ -129,9 +133,34 @@ def _read_shards(index_path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _shards(index_path: Path, weight_map: Mapping[str, Any]) -> dict[Path, set[str]]:
+    """The files that an index names, each with its tensors, sorted by file.
+
+    Raises:
+        CheckpointError: a file that is not there, or no path inside the folder of the index.
+    """
+    problems = Problems()
+    listed: dict[Path, set[str]] = {}
+    for name, file in weight_map.items():
+        inside = isinstance(file, str) and file.strip() and not os.path.isabs(file) and "\0" not in file
+        if not inside or ".." in Path(file).parts:
+            problems.add(
+                f"weight_map[{name!r}]", f"is {shown(file)}; use the name of a shard in the folder of the index"
+            )
+        else:
+            listed.setdefault(index_path.parent / os.path.normpath(file), set()).add(name)
+    for shard in listed:
+        if not os.path.isfile(shard):
+            problems.add(str(shard), f"missing shard, listed in {index_path.name}; download it again")
+    problems.raise_if_any(CheckpointError, f"{index_path}: incomplete checkpoint")
+    return dict(sorted(listed.items()))
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     """Read one weight file."""
     size = path.stat().st_size
+    if is_pointer(path):
+        raise CheckpointError(f"{path}: {POINTER}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path, device="cpu")
@@ -192,8 +221,13 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
-    strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    strange = [str(name) for name, value in content.items() if not (isinstance(name, str) and _is_plain(value))]
     if strange or not content:
-        shown = ", ".join(strange[:5]) or "nothing"
-        raise CheckpointError(f"{path}: not a dict of tensors (it holds {shown}); give the model's weights")
+        found = ", ".join(strange[:5]) or "nothing"
+        raise CheckpointError(f"{path}: not a dict of tensors (it holds {found}); give the model's weights")
     return dict(content)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of ordinary numbers: not sparse, quantised or without values."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta

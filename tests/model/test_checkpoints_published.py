@@ -259,12 +259,12 @@ def test_trained_decoder_is_never_replaced(published, tmp_path):
     plain = noise(SAM, seed=7)
     torch.save(plain, tmp_path / "sam.pth")
     trained = torch.load(published / "pytorch_model.bin", weights_only=True)
-    model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth")
+    model, report = load_lisa(published, vision_pretrained=tmp_path / "sam.pth")
     name = "mask_decoder.mask_tokens.weight"
     assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
     assert any("NOT USED" in note for note in report.notes)
     edit(published, drop="model.visual_model.image_encoder")
-    model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth")
+    model, report = load_lisa(published, vision_pretrained=tmp_path / "sam.pth")
     assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
     assert torch.equal(model.sam.vision_encoder.pos_embed, plain["image_encoder.pos_embed"])
 
@@ -277,12 +277,12 @@ def test_base_without_sam_needs_one_and_gets_fresh_heads(published, tmp_path):
         load_lisa(published)
     torch.save(noise(SAM, seed=7), tmp_path / "sam.pth")
     torch.manual_seed(123)
-    model, report = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth", loc_mode="global", seed=5)
+    model, report = load_lisa(published, vision_pretrained=tmp_path / "sam.pth", loc_mode="global", seed=5)
     assert any(name.startswith("loc_head") for name in report.initialised)
     assert any(name.startswith("text_hidden_fcs") for name in report.initialised)
     assert model.text_hidden_fcs[0][0].weight.std() > 0
     torch.manual_seed(321)
-    again, _ = load_lisa(published, sam_checkpoint=tmp_path / "sam.pth", loc_mode="global", seed=5)
+    again, _ = load_lisa(published, vision_pretrained=tmp_path / "sam.pth", loc_mode="global", seed=5)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 
 

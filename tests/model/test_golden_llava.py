@@ -102,7 +102,7 @@ def golden() -> Golden:
 
 @pytest.fixture(scope="module")
 def model(golden) -> MoraModel:
-    loaded, report = load_lisa(golden.folder / "lisa_tiny", sam_checkpoint=golden.folder / "sam_tiny.pth")
+    loaded, report = load_lisa(golden.folder / "lisa_tiny", vision_pretrained=golden.folder / "sam_tiny.pth")
     assert not report.missing and not report.unexpected and not report.mismatched and not report.initialised
     return loaded
 

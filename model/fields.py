@@ -1,0 +1,280 @@
+"""What each field of a configuration may hold: a file written by hand or by another program can hold anything.
+
+The libraries that read these fields check few of them: a word where a number belongs comes to light as a traceback in
+the middle of a layer, and an epsilon of the wrong sign as wrong numbers that nobody notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from utils.errors import ConfigError, MoraError, Problems
+
+WIDTH = 1 << 16
+"""Largest width of a layer, side of a picture and number of layers' inputs: many times what exists."""
+
+LAYERS = 1024
+
+ROWS = 1 << 24
+"""Largest vocabulary."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values a field may have.
+
+    Attributes:
+        fits: whether a value is one of them.
+        wanted: the same in words, for messages.
+    """
+
+    fits: Callable[[Any], bool]
+    wanted: str
+
+
+def optional(rule: Rule) -> Rule:
+    """``rule``, or null."""
+    return Rule(lambda value: value is None or rule.fits(value), f"{rule.wanted}, or null")
+
+
+def whole(low: int, high: int) -> Rule:
+    """A whole number within bounds; true and 3.0 are none."""
+    return Rule(lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
+
+
+def real(low: float, high: float) -> Rule:
+    """A number between two others, which it may not equal; NaN lies between none."""
+    return Rule(lambda value: _is_number(value) and low < value < high, f"a number above {low:g} and below {high:g}")
+
+
+def one_of(*values: Any) -> Rule:
+    """One of some values, of the same type (1.0 and true are no 1)."""
+    listed = ", ".join(map(repr, values))
+    return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), f"one of {listed}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_rope(value: Any) -> bool:
+    """Whether the settings of rotary positions are an object of positive numbers with a name that is known."""
+    if not isinstance(value, Mapping):
+        return False
+    names = {"rope_type", "type"} & value.keys()
+    numbers = [item for key, item in value.items() if key not in names]
+    numbers = [each for item in numbers for each in (item if isinstance(item, list) else [item])]
+    return (
+        all(isinstance(value[name], str) and value[name] in {"default", *ROPE_INIT_FUNCTIONS} for name in names)
+        and all(each is None or type(each) is bool or (_is_number(each) and 0 < each < 1e12) for each in numbers)
+        and _is_number(value.get("rope_theta", 2))
+        and value.get("rope_theta", 2) > 1
+        and _is_number(value.get("factor", 1))
+        and value.get("factor", 1) >= 1
+    )
+
+
+FLAG = Rule(lambda value: type(value) is bool, "true or false")
+WORD = Rule(lambda value: isinstance(value, str) and value.strip() != "", "a text that is not empty")
+OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object with fields of its own")
+SHARE = Rule(lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1")
+EPSILON = real(0, 1)
+SIZE = whole(1, WIDTH)
+DEPTH = whole(1, LAYERS)
+ACTIVATION = Rule(
+    lambda value: isinstance(value, str) and value in ACT2FN, "the name of an activation ('silu', 'gelu')"
+)
+ROPE = Rule(_is_rope, "an object of positive numbers, factor at least 1, with a rope_type that transformers knows")
+LAYER_LIST = Rule(
+    lambda value: isinstance(value, (list, tuple)) and all(type(item) is int and 0 <= item < LAYERS for item in value),
+    "a list of layer numbers",
+)
+END_IDS = Rule(
+    lambda value: (
+        value is None
+        or all(type(item) is int and -1 <= item <= ROWS for item in (value if isinstance(value, list) else [value]))
+    ),
+    "an id, a list of ids, or null",
+)
+PRECISION = Rule(
+    lambda value: value is None or str(value).removeprefix("torch.") in ("float32", "float16", "bfloat16", "float64"),
+    "'float32', 'bfloat16' or 'float16'",
+)
+
+COMMON: dict[str, Rule] = {
+    "dtype": PRECISION,
+    "torch_dtype": PRECISION,
+    "use_cache": FLAG,
+    # Other values change what the library's modules return, which the code that calls them relies on.
+    "return_dict": one_of(True, None),
+    "output_attentions": one_of(False, None),
+    "output_hidden_states": one_of(False, None),
+}
+"""Fields that every configuration may have."""
+
+LLAMA: dict[str, Rule] = {
+    **COMMON,
+    "vocab_size": whole(1, ROWS),
+    "hidden_size": SIZE,
+    "intermediate_size": whole(1, 1 << 20),
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": SIZE,
+    "num_key_value_heads": optional(SIZE),
+    "head_dim": optional(SIZE),
+    "hidden_act": ACTIVATION,
+    "max_position_embeddings": whole(1, 1 << 30),
+    "initializer_range": EPSILON,
+    "rms_norm_eps": EPSILON,
+    "tie_word_embeddings": FLAG,
+    "rope_theta": optional(real(1, 1e12)),
+    "rope_scaling": optional(ROPE),
+    "rope_parameters": optional(ROPE),
+    "attention_bias": FLAG,
+    "mlp_bias": FLAG,
+    "attention_dropout": optional(SHARE),
+    "bos_token_id": END_IDS,
+    "eos_token_id": END_IDS,
+    "pad_token_id": optional(whole(-1, ROWS)),
+    # The library knows these for every decoder; here they would silently make another network.
+    "partial_rotary_factor": one_of(None, 1, 1.0),
+    "per_layer_config": one_of(None),
+}
+"""Fields of a Llama decoder."""
+
+_VISION: dict[str, Rule] = {
+    **COMMON,
+    "hidden_size": SIZE,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": SIZE,
+    "num_channels": one_of(3),
+    "image_size": SIZE,
+    "patch_size": SIZE,
+    "hidden_act": ACTIVATION,
+    "layer_norm_eps": EPSILON,
+    "attention_dropout": optional(SHARE),
+    "initializer_range": EPSILON,
+}
+
+CLIP: dict[str, Rule] = {
+    **_VISION,
+    "intermediate_size": whole(1, 1 << 20),
+    "projection_dim": SIZE,
+    "initializer_factor": real(0, 1e6),
+}
+"""Fields of a CLIP vision tower."""
+
+SAM: dict[str, dict[str, Rule]] = {
+    "vision_config": {
+        **_VISION,
+        "output_channels": SIZE,
+        "qkv_bias": FLAG,
+        "mlp_ratio": real(0, 1e3),
+        "mlp_dim": optional(whole(1, 1 << 20)),
+        "use_abs_pos": FLAG,
+        "use_rel_pos": FLAG,
+        "window_size": whole(0, WIDTH),
+        "global_attn_indexes": LAYER_LIST,
+        "num_pos_feats": SIZE,
+    },
+    "prompt_encoder_config": {
+        **COMMON,
+        "image_embedding_size": SIZE,
+        "hidden_size": SIZE,
+        "image_size": SIZE,
+        "patch_size": SIZE,
+        "mask_input_channels": SIZE,
+        "num_point_embeddings": DEPTH,
+        "hidden_act": ACTIVATION,
+        "layer_norm_eps": EPSILON,
+    },
+    "mask_decoder_config": {
+        **COMMON,
+        "hidden_size": SIZE,
+        "hidden_act": ACTIVATION,
+        "mlp_dim": whole(1, 1 << 20),
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": SIZE,
+        "attention_downsample_rate": SIZE,
+        "num_multimask_outputs": whole(1, 64),
+        "iou_head_depth": whole(2, 64),
+        "iou_head_hidden_dim": SIZE,
+        "layer_norm_eps": EPSILON,
+    },
+}
+"""Fields of each part of SAM."""
+
+_DIVIDED = (("hidden_size", "num_attention_heads"), ("image_size", "patch_size"),
+            ("num_attention_heads", "num_key_value_heads"))  # fmt: skip
+"""Pairs of which the first must be a multiple of the second."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+
+_GRID = 1024
+"""Most patches along one side of a picture."""
+
+
+def note_problems(values: Any, rules: Mapping[str, Rule], problems: Problems, where: str = "") -> None:
+    """Note every field whose value breaks its rule, and pairs of fields that contradict each other.
+
+    Args:
+        values: the fields; absent ones have the library's defaults and are not looked at.
+        rules: by name of the field.
+        problems: gets a line per mistake.
+        where: what the fields belong to, put before their names.
+    """
+    if not isinstance(values, Mapping):
+        problems.add(where or "config.json", f"is {shown(values)}; use {OBJECT.wanted}")
+        return
+    prefix = f"{where}." if where else ""
+    wrong = [name for name, rule in rules.items() if name in values and not rule.fits(values[name])]
+    for name in wrong:
+        problems.add(prefix + name, f"is {shown(values[name])}; use {rules[name].wanted}")
+    for whole_name, part in _DIVIDED:
+        first, second = values.get(whole_name), values.get(part)
+        if whole_name in rules and part in rules and not {whole_name, part} & set(wrong) and first and second:
+            if first % second:
+                problems.add(prefix + whole_name, f"is {first}, no multiple of {part} {second}; one of them is wrong")
+            elif part == "patch_size" and first // second > _GRID:
+                problems.add(prefix + part, f"is {second}: more than {_GRID} patches along a side of {first} pixels")
+
+
+def note_problems_of_sam(values: Any, problems: Problems, where: str) -> None:
+    """As :func:`note_problems`, for the parts of a SAM."""
+    own = {**COMMON, "initializer_range": EPSILON, "model_type": one_of("sam")}
+    note_problems(values, own, problems, where)
+    if isinstance(values, Mapping):
+        for part, rules in SAM.items():
+            if values.get(part) is not None:
+                kind = {"model_type": one_of(f"sam_{part.removesuffix('_config')}", "sam_vision_model")}
+                note_problems(values[part], {**rules, **kind}, problems, f"{where}.{part}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened."""
+    return _SHORT.repr(value)
+
+
+@contextlib.contextmanager
+def building(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over the values of a configuration into an error that names its origin.
+
+    Raises:
+        ConfigError: instead of anything that is no :class:`utils.errors.MoraError`.
+    """
+    try:
+        yield
+    except MoraError:
+        raise
+    except Exception as error:  # libraries raise a dozen types over values that they did not expect
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(
+            f"{what}: cannot be built from its values ({reason}); use the config.json saved with these weights"
+        ) from error
