@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -246,22 +246,28 @@ def object_number(text: str) -> int | None:
     return number if 1 <= number <= 255 else None
 
 
-def headers_fit(frame: Path, mask: Path | None, where: str, problems: Problems) -> bool:
-    """Look at the headers of one frame and one mask of a clip, which tell what is wrong with a whole corpus.
+def headers_fit(frames: Sequence[Path], masks: Sequence[Path | None], where: str, problems: Problems) -> bool:
+    """Whether the frames and masks of a clip are what they should be, by the headers of the first and last of each.
 
-    Modes and depths that do not fit, and Git LFS pointers, are noted. A file that is damaged is not: that is found by
-    ``check()``, or costs the question that reads it.
+    Modes and depths that do not fit, and Git LFS pointers, are noted if both have them. A single such file, or one that
+    is damaged, is not: it is found by ``check()``, and costs the questions that read it.
     """
     before = len(problems)
-    for look, path in ((frame_size, frame), (check_mask_header, mask)):
-        try:
-            if path is not None:
-                look(path)
-        except MisfitError as error:
-            problems.add(where, str(error))
-        except DataError:
-            continue
+    for look, paths in ((frame_size, frames), (check_mask_header, [path for path in masks if path is not None])):
+        reason = _misfit(look, paths[0]) if paths else None
+        if reason and _misfit(look, paths[-1]):
+            problems.add(where, reason)
     return len(problems) == before
+
+
+def _misfit(look: Callable[[Path], Any], path: Path) -> str | None:
+    try:
+        look(path)
+    except MisfitError as error:
+        return str(error)
+    except DataError:
+        return None
+    return None
 
 
 def ordered_frame_names(video: dict[str, Any], where: str, problems: Problems) -> list[str] | None:

@@ -196,8 +196,7 @@ def _find_masks(frames: tuple[Path, ...], folder: Path, where: str, problems: Pr
         problems.add(where, f"{folder}: {match.fault}")
     elif match.beyond:
         logger.warning("%s: %s: %s", where, folder, match.beyond)
-    first = next((index for index, path in enumerate(match.paths) if path is not None), None)
-    fits = first is None or headers_fit(frames[first], match.paths[first], where, problems)
+    fits = headers_fit(frames, match.paths, where, problems)
     return match.paths if fits and not match.fault else ()
 
 

@@ -127,7 +127,7 @@ def _read_video(
     images = folder / "JPEGImages" / video_id
     files = files_by_stem(images, ".jpg", where, problems)
     frame_paths = find_named(names, files, images, "frame", where, problems)
-    if frame_paths is None or not queries or not headers_fit(frame_paths[0], None, where, problems):
+    if frame_paths is None or not queries or not headers_fit(frame_paths, (), where, problems):
         return None
     return VideoRecord(MeViS.name, video_id, frame_paths, tuple(queries), RleMasks(video_id, frame_paths, used))
 

@@ -98,7 +98,7 @@ def _read_video(
     files, mask_files = (files_by_stem(f, s, where, problems) for f, s in ((images, ".jpg"), (masks, ".png")))
     frame_paths = find_named(names, files, images, "frame", where, problems)
     mask_paths = find_named(names, mask_files, masks, "mask", where, problems)
-    if frame_paths is None or mask_paths is None or not headers_fit(frame_paths[0], mask_paths[0], where, problems):
+    if frame_paths is None or mask_paths is None or not headers_fit(frame_paths, mask_paths, where, problems):
         return []
     read = IdMasks(video_id, frame_paths, mask_paths, cache)
     return [

@@ -58,7 +58,8 @@ def open_picture(path: Path, what: str) -> Iterator[Image.Image]:
         if is_pointer(path):
             raise MisfitError(f"{path}: {POINTER}") from None
         reason = "the file is empty" if path.stat().st_size == 0 else str(error) or type(error).__name__
-        raise DataError(f"{path}: cannot read this {what} ({reason}); get the file again") from None
+        remedy = "get the file again" if what == "frame" else "the file is damaged: get it again"
+        raise DataError(f"{path}: cannot read this {what} ({reason}); {remedy}") from None
 
 
 def _too_large(path: Path, what: str, claimed: str) -> str:

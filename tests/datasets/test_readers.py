@@ -220,7 +220,7 @@ def test_object_absent_from_every_mask(ytvos, caplog):
 
 def test_check_lists_bad_files_of_all_videos(ytvos):
     write_id_mask(ytvos / "train/Annotations/vid_a/00005.png", box(1, 2, size=(HEIGHT, WIDTH + 1)))
-    Image.new("RGB", (WIDTH, HEIGHT)).save(ytvos / "train/Annotations/vid_b/00010.png")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(ytvos / "train/Annotations/vid_b/00000.png")
     (ytvos / "train/JPEGImages/vid_b/00005.jpg").write_bytes(b"")
     corpus = ReferYoutubeVos(ytvos)
     corpus.check(deep=False)
@@ -228,7 +228,7 @@ def test_check_lists_bad_files_of_all_videos(ytvos):
         corpus.check()
     text = str(caught.value)
     assert "00005.png: this mask is 12 x 17 (height x width)" in text and "is 12 x 16" in text
-    assert "00010.png: a mask must be a PNG in mode P or L" in text and "mode RGB" in text
+    assert "00000.png: a mask must be a PNG in mode P or L" in text and "mode RGB" in text
     assert "00005.jpg: cannot read this frame (the file is empty)" in text
 
 
