@@ -7,17 +7,19 @@ Layout of ``LOG_BASE_DIR/EXP_NAME``::
       global_step500/               DeepSpeed's files: weights that are trained, optimizer, schedule
       zero_to_fp32.py               DeepSpeed's converter, runs without anything else
       rng/rank_00000.pt             random states of each process
-      run.json                      step, epoch, flags, base model, versions
+      run.json                      step, epoch, which run, flags, base model, versions
       config.json, tokenizer/       what the exporter needs to know which network this is
+      digests.json                  size and SHA-256 of all of these
     ckpt_model_epoch_005/           the same, kept
+    run.lock                        locked by the run that is under way
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,23 +28,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.checkpoint_files import FORMAT, RUN_CARD, check_states, load_states, read_run_card, tag_folder
+from training.digests import DIGESTS, check_digests, digest_files, listed_files
+from training.digests import FORMAT as DIGESTS_FORMAT
 from training.provenance import TENSOR
-from utils.distributed import World, barrier, gather_objects, raise_together
-from utils.errors import CheckpointError
-from utils.files import atomic_write, read_json, recover_directory, replace_directory, write_json
+from utils.distributed import World, agree, barrier, gather_objects, raise_together
+from utils.errors import CheckpointError, ConfigError, MoraError, Problems
+from utils.files import atomic_write, recover_directory, replace_directory, write_json
+
+__all__ = ["RUN_CARD", "CheckpointStore", "check_digests", "check_states", "load_states", "read_run_card", "tag_folder"]
 
 ROLLING_NAME = "ckpt_model"
-RUN_CARD = "run.json"
-FORMAT = 1
 
-
-HARMLESS_NAMES = {
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-}
-"""Classes that DeepSpeed puts into its files beside tensors; nothing else is ever unpickled."""
+UNRECORDED = "unrecorded"
+"""The run of checkpoints from before runs had names."""
 
 
 def kept_name(epoch: int) -> str:
@@ -73,53 +72,6 @@ def restore_random_states(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
 
 
-def _harmless_types() -> list[Any]:
-    """The classes of HARMLESS_NAMES."""
-    parts = [name.rpartition(".") for name in sorted(HARMLESS_NAMES)]
-    return [getattr(importlib.import_module(module), name) for module, _, name in parts]
-
-
-def check_states(path: str | Path) -> None:
-    """Look into one file of a DeepSpeed checkpoint, without opening it, for anything that would run code.
-
-    Raises:
-        CheckpointError: missing, truncated, or holds objects other than tensors, plain values and DeepSpeed's own.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete, take an earlier one")
-    try:
-        foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - HARMLESS_NAMES
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read, probably truncated ({path.stat().st_size:,} bytes; {str(error)[:200]}); take an "
-            "earlier checkpoint"
-        ) from error
-    if foreign:
-        raise CheckpointError(
-            f"{path}: refused, opening it would run {', '.join(sorted(foreign))}; use only checkpoints written by this "
-            "program"
-        )
-
-
-def load_states(path: str | Path, map_location: Any = "cpu") -> Any:
-    """Read one file of a DeepSpeed checkpoint without running code from it.
-
-    Args:
-        path: a ``*_states.pt`` file.
-        map_location: as in ``torch.load``.
-
-    Raises:
-        CheckpointError: see :func:`check_states`.
-    """
-    check_states(path)
-    try:
-        with torch.serialization.safe_globals(_harmless_types()):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({str(error)[:200]}); take an earlier checkpoint") from error
-
-
 @contextmanager
 def _careful_loading(engine: Any) -> Iterator[None]:
     """Let DeepSpeed's own reader go through :func:`load_states` (its own would unpickle anything)."""
@@ -132,47 +84,21 @@ def _careful_loading(engine: Any) -> Iterator[None]:
         storage.load = original
 
 
-def read_run_card(folder: str | Path) -> dict[str, Any]:
-    """``run.json`` of a checkpoint, after checking that the folder is a whole one.
+@contextmanager
+def _noting_writes(engine: Any) -> Iterator[list[Path]]:
+    """The files that DeepSpeed writes on this process within the block."""
+    storage = engine.checkpoint_engine
+    original, written = storage.save, []
 
-    Returns:
-        dict with ``step``, ``epoch``, ``world_size``, ``args`` and what the run put there.
+    def save(state_dict: Any, path: str) -> None:
+        original(state_dict, path)
+        written.append(Path(path))
 
-    Raises:
-        CheckpointError: no such folder, no ``latest``, no ``run.json``, or an unknown format.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint folder")
-    tag_folder(folder)
-    if not (folder / RUN_CARD).is_file():
-        raise CheckpointError(f"{folder}: has no {RUN_CARD}; it was not written by this program, or is incomplete")
-    card = read_json(folder / RUN_CARD)
-    found = card.get("format") if isinstance(card, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{folder / RUN_CARD}: format {found!r}, this program reads {FORMAT}")
-    missing = {"step", "epoch", "world_size"} - set(card)
-    if missing:
-        raise CheckpointError(f"{folder / RUN_CARD}: has no {', '.join(sorted(missing))}; take an earlier checkpoint")
-    return card
-
-
-def tag_folder(folder: str | Path) -> Path:
-    """The folder inside a DeepSpeed checkpoint that its file ``latest`` names.
-
-    Raises:
-        CheckpointError: ``latest`` is absent, or names what is not there.
-    """
-    folder = Path(folder)
-    latest = folder / "latest"
-    if not latest.is_file():
-        found = sorted(path.name for path in folder.glob("global_step*"))
-        hint = f"write '{found[-1]}' into it if that folder is complete" if found else "there is no global_step* in it"
-        raise CheckpointError(f"{folder}: checkpoint without a file 'latest'; {hint}, or take another checkpoint")
-    tag = latest.read_text(encoding="utf-8").strip()
-    if not tag or not (folder / tag).is_dir():
-        raise CheckpointError(f"{latest}: names '{tag}', which is not there; take another checkpoint")
-    return folder / tag
+    storage.save = save
+    try:
+        yield written
+    finally:
+        storage.save = original
 
 
 def load_trained_weights(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
@@ -213,6 +139,7 @@ class CheckpointStore:
         self.folder = Path(folder)
         self.world = world
         self.write_model_files = write_model_files
+        self.run_id: str | None = None
 
     @property
     def rolling(self) -> Path:
@@ -226,11 +153,43 @@ class CheckpointStore:
             Whether there is a rolling checkpoint.
         """
         if self.world.is_main and self.folder.is_dir():
-            recover_directory(self.rolling)
-            for leftover in self.folder.glob(f".{ROLLING_NAME}_epoch_*.tmp"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for name in {ROLLING_NAME, *_names_of_leftovers(self.folder)}:
+                recover_directory(self.folder / name)
         barrier()
         return gather_objects(self.rolling.is_dir())[0]  # one answer for all, whatever their file systems have cached
+
+    def begin(self, card: dict[str, Any] | None) -> list[str]:
+        """Say which run this is, and refuse to mix its checkpoints with those of another one.
+
+        Args:
+            card: of the checkpoint that it goes on from; None begins a new run.
+
+        Returns:
+            Lines for the log.
+
+        Raises:
+            ConfigError: the folder holds checkpoints of another run; they are named, and stay as they are.
+        """
+        self.run_id = gather_objects(card.get("run_id", UNRECORDED) if card else uuid.uuid4().hex[:12])[0]
+        problems, later = Problems(), []
+        for path in sorted(self.folder.glob(f"{ROLLING_NAME}*")):
+            if path != self.rolling and not path.name.startswith(kept_name(0)[:-3]):
+                continue
+            try:
+                found = read_run_card(path)
+            except MoraError as error:
+                problems.add(str(path), f"nothing tells which run made it ({error})")
+                continue
+            if card is None or found.get("run_id", UNRECORDED) != self.run_id:
+                problems.add(str(path), f"step {found['step']} of run {found.get('run_id', UNRECORDED)}")
+            elif found["step"] > card["step"]:
+                later.append(path.name)
+        problems.raise_if_any(
+            ConfigError,
+            f"{self.folder} holds checkpoints of another run than this one ({self.run_id}); choose another --exp_name, "
+            "move them away, or go on from one of them with --resume",
+        )
+        return [f"{', '.join(later)}: of a course that was left; replaced when this one gets there"] if later else []
 
     def save(self, engine: Any, card: dict[str, Any]) -> Path:
         """Write the whole state under a temporary name, then give it the name ``ckpt_model``.
@@ -246,25 +205,13 @@ class CheckpointStore:
             CheckpointError: on every process, if any of them could not write (a full disk, for one). The previous
                 checkpoint is untouched.
         """
-        temporary = self.folder / f".{ROLLING_NAME}.step{card['step']:08d}.tmp"
-        error = self._make_empty(temporary)
-        raise_together(error, CheckpointError, f"{self.folder}: cannot write checkpoints here")
-        tag = f"global_step{card['step']}"
+        # A process of an earlier launch that is still writing must not write into this folder.
+        mine = gather_objects((self.run_id or uuid.uuid4().hex[:12], uuid.uuid4().hex[:6]))[0]
+        self.run_id, unique = mine
+        temporary = self.folder / f".{ROLLING_NAME}.step{card['step']:08d}.{unique}.tmp"
         try:
-            engine.save_checkpoint(str(temporary), tag=tag, save_latest=False, exclude_frozen_parameters=True)
-        except (OSError, RuntimeError) as failure:  # torch reports a full disk as either
-            error = failure
-            barrier()  # the one that DeepSpeed ends with, where the other processes wait
-        if error is None:
-            error = self._write_rest(temporary, tag, card)
-        try:
-            raise_together(
-                error,
-                CheckpointError,
-                f"{self.rolling}: writing the checkpoint of step {card['step']} failed, {self._free_space()} are free; "
-                "the previous checkpoint is untouched. Make room and start again with --auto_resume",
-            )
-        except CheckpointError:
+            self._write(engine, temporary, {"run_id": self.run_id, **card})
+        except BaseException:
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -273,10 +220,39 @@ class CheckpointStore:
         barrier()
         return self.rolling
 
+    def _write(self, engine: Any, temporary: Path, card: dict[str, Any]) -> None:
+        """Everything of a checkpoint, complete or an error on every process."""
+        error = self._make_empty(temporary)
+        raise_together(error, CheckpointError, f"{self.folder}: cannot write checkpoints here")
+        tag = f"global_step{card['step']}"
+        with _noting_writes(engine) as written:
+            try:
+                engine.save_checkpoint(str(temporary), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+            except (OSError, RuntimeError) as failure:  # torch reports a full disk as either
+                error = failure
+                barrier()  # the one that DeepSpeed ends with, where the other processes wait
+        digests: dict[str, Any] = {}
+        if error is None:
+            try:
+                written.append(self._write_random_states(temporary))
+                for path in written:
+                    _flush(path)
+                digests = digest_files(temporary, written)
+            except (OSError, RuntimeError) as failure:
+                error = failure
+        digests = {name: entry for part in gather_objects(digests) for name, entry in part.items()}
+        if error is None and self.world.is_main:
+            error = self._write_rest(temporary, tag, card, digests)
+        raise_together(
+            error,
+            CheckpointError,
+            f"{self.rolling}: writing the checkpoint of step {card['step']} failed, {self._free_space()} are free; "
+            "the previous checkpoint is untouched. Make room and start again with --auto_resume",
+        )
+
     def _make_empty(self, folder: Path) -> OSError | None:
         try:
             if self.world.is_main:
-                shutil.rmtree(folder, ignore_errors=True)
                 (folder / "rng").mkdir(parents=True)
         except OSError as failure:
             return failure
@@ -284,19 +260,25 @@ class CheckpointStore:
             barrier()
         return None
 
-    def _write_rest(self, folder: Path, tag: str, card: dict[str, Any]) -> Exception | None:
-        """What DeepSpeed does not write; ``latest`` comes last."""
+    def _write_random_states(self, folder: Path) -> Path:
+        path = folder / "rng" / f"rank_{self.world.rank:05d}.pt"
+        with atomic_write(path) as stream:
+            torch.save(random_states(), stream)
+        return path
+
+    def _write_rest(self, folder: Path, tag: str, card: dict[str, Any], digests: dict[str, Any]) -> Exception | None:
+        """What DeepSpeed does not write; digests come after all they are about, and ``latest`` comes last."""
         try:
-            with atomic_write(folder / "rng" / f"rank_{self.world.rank:05d}.pt") as stream:
-                torch.save(random_states(), stream)
-            if self.world.is_main:
-                if self.write_model_files is not None:
-                    self.write_model_files(folder)
-                write_json(folder / RUN_CARD, {"format": FORMAT, "world_size": self.world.size, **card})
-                for path in (folder / tag).iterdir():
-                    _flush(path)
-                with atomic_write(folder / "latest", "w") as stream:
-                    stream.write(tag)
+            if self.write_model_files is not None:
+                self.write_model_files(folder)
+            write_json(folder / RUN_CARD, {"format": FORMAT, "world_size": self.world.size, "digests": DIGESTS, **card})
+            rest = [path for path in listed_files(folder) if path.relative_to(folder).as_posix() not in digests]
+            for path in rest:
+                _flush(path)
+            files = dict(sorted({**digests, **digest_files(folder, rest)}.items()))
+            write_json(folder / DIGESTS, {"format": DIGESTS_FORMAT, "files": files})
+            with atomic_write(folder / "latest", "w") as stream:
+                stream.write(tag)
         except (OSError, RuntimeError) as failure:
             return failure
         return None
@@ -310,18 +292,21 @@ class CheckpointStore:
     def keep(self, epoch: int) -> Path:
         """Keep the rolling checkpoint as that of ``epoch``. Files are linked, not written again, where possible.
 
+        What this run had kept of the same epoch, before it was taken back to an earlier one, is replaced.
+
         Raises:
-            CheckpointError: on every process, if it cannot be written.
+            CheckpointError: on every process, if it cannot be written, or another run's is there.
         """
         kept = self.folder / kept_name(epoch)
         error = None
-        if self.world.is_main and not kept.is_dir():
+        if self.world.is_main and not _is_same_checkpoint(kept, self.rolling):
             temporary = kept.with_name(f".{kept.name}.tmp")
             try:
+                _require_same_run(kept, self.rolling)
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.copytree(self.rolling, temporary, copy_function=_link_or_copy)
                 replace_directory(temporary, kept)
-            except OSError as failure:
+            except (OSError, MoraError) as failure:
                 error = failure
                 shutil.rmtree(temporary, ignore_errors=True)
         raise_together(error, CheckpointError, f"{kept}: cannot keep the checkpoint")
@@ -338,22 +323,59 @@ class CheckpointStore:
             Its run card.
 
         Raises:
-            CheckpointError: damaged or incomplete, another number of processes, or another model.
+            MoraError: damaged or incomplete, another number of processes, or another model; on every process.
         """
         folder = Path(folder)
+        error = None
+        try:
+            card, states = self._read(folder)
+        except MoraError as failure:
+            error = failure
+        agree(error)
+        with _careful_loading(engine):
+            engine.load_checkpoint(
+                str(folder), tag=tag_folder(folder).name, load_module_strict=False, custom_load_fn=load_trained_weights
+            )
+        restore_random_states(states)
+        self.run_id = card.get("run_id", UNRECORDED)
+        return card
+
+    def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Run card and random states, after looking at every file."""
         card = read_run_card(folder)
         if card["world_size"] != self.world.size:
             raise CheckpointError(
                 f"{folder}: written by {card['world_size']} process(es), and this run has {self.world.size}; optimizer "
                 "states are divided among processes. Start as many, or take its weights only with --init_from"
             )
-        states = load_states(folder / "rng" / f"rank_{self.world.rank:05d}.pt")
-        with _careful_loading(engine):
-            engine.load_checkpoint(
-                str(folder), tag=tag_folder(folder).name, load_module_strict=False, custom_load_fn=load_trained_weights
-            )
-        restore_random_states(states)
-        return card
+        inner = tag_folder(folder)
+        for path in sorted(inner.glob("*_states.pt")):
+            check_states(path)
+        check_digests(folder, self.world.rank, self.world.size)
+        mine = f"*zero_pp_rank_{self.world.rank}_mp_rank_00_optim_states.pt"
+        if not list(inner.glob(mine)) or not list(inner.glob("*model_states.pt")):
+            raise CheckpointError(f"{inner}: has no {mine} or no *model_states.pt; take an earlier checkpoint")
+        return card, load_states(folder / "rng" / f"rank_{self.world.rank:05d}.pt")
+
+
+def _names_of_leftovers(folder: Path) -> list[str]:
+    """Checkpoints of which a kill left something."""
+    names = (path.name[1:].split(".")[0] for path in folder.glob(f".{ROLLING_NAME}*"))
+    return sorted({name for name in names if name.startswith(ROLLING_NAME)})
+
+
+def _is_same_checkpoint(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same state; False if nothing tells."""
+    try:
+        return (one / DIGESTS).read_bytes() == (other / DIGESTS).read_bytes()
+    except OSError:
+        return False
+
+
+def _require_same_run(kept: Path, rolling: Path) -> None:
+    """Refuse to replace what another run has kept."""
+    if kept.is_dir() and read_run_card(kept).get("run_id") != read_run_card(rolling).get("run_id"):
+        raise CheckpointError("another run has kept one of that name; move it away")
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -181,7 +181,12 @@ def replace_directory(new: Path, path: Path) -> None:
     if path.exists():
         old = _temporary_name(path, "old")
         os.rename(path, old)
-    os.rename(new, path)
+    try:
+        os.rename(new, path)
+    except BaseException:  # Ctrl-C comes between any two steps
+        if old is not None and not path.exists():
+            os.rename(old, path)
+        raise
     _sync_folder(path.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
