@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.outputs import FILES, note_foreign_file, note_foreign_folder, note_own_place
+from evaluation.outputs import FILES, note_foreign_file, note_foreign_folder, note_own_place, reading_results
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import read_run
 from evaluation.report_page import LIMIT as PICTURES
@@ -173,6 +173,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     problems = Problems()
     if args.score_only and args.predict_only:
         problems.add("--score_only", "leaves nothing to do together with --predict_only; give one of the two")
+    for name in (*INPUTS, "output_dir", "result_file"):
+        if getattr(args, name) == "":
+            problems.add(f"--{name}", "is empty; is a shell variable not set?")
+    problems.raise_if_any(ConfigError, "evaluate_groundmore.py cannot start")
     if not Path(args.meta_file).is_file():
         problems.add("--meta_file", f"{args.meta_file}: no such file; download test_v2.json of GroundMoRe")
     if not Path(args.video_root).is_dir():
@@ -271,6 +275,8 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
     known = {field.name for field in dataclasses.fields(Protocol)}
     if not isinstance(done, dict) or not set(done) <= known:
         raise DataError(f"{Path(args.output_dir) / 'run.json'}: its protocol is not one of this version; predict again")
+    with reading_results(Path(args.output_dir) / "run.json"):
+        make_protocol(**done)
     problems = Problems()
     for name, value in done.items():
         if given.get(name) not in (None, value):

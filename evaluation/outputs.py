@@ -16,6 +16,9 @@ from utils.paths import is_inside, is_same
 RESULT_HEAD = b"# protocol "
 PAGE_MARK = b"Skip to the questions</a>"
 
+RECORD_MARK = b'{"format": "mora-'
+"""Of the files in ``records/`` and ``scores/``."""
+
 PICTURE_MARK = "MoRA overlay"
 """In the sheets and videos of ``evaluation.overlay_video``."""
 
@@ -75,11 +78,11 @@ def note_foreign_folder(problems: Problems, flag: str, folder: str | Path, names
     folder = Path(folder)
     for name in names:
         note_foreign_file(problems, flag, folder / name, FILES[name])
-    filled = [folder / name for name in FOLDERS if (folder / name).is_dir() and any((folder / name).iterdir())]
-    # Looked for last: another process of the same evaluation writes it first.
-    if filled and not (folder / "run.json").exists():
-        for path in filled:
-            problems.add(flag, f"{path}: no evaluation wrote it (there is no run.json); choose another folder")
+    if (folder / "run.json").exists():
+        return  # what others put beside the records is neither replaced nor deleted
+    for path in sorted([*folder.glob("records/**/*"), *folder.glob("scores/**/*")]):
+        if path.is_file() and path.suffix != ".tmp" and not is_written_here(path, RECORD_MARK):
+            problems.add(flag, f"{folder} holds {path}, which no evaluation wrote; choose another folder")
 
 
 def note_own_place(problems: Problems, flag: str, path: str | Path, folder: str | Path) -> None:

@@ -6,6 +6,7 @@ What each field means, and what each choice is worth, is told in docs/evaluation
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ CHOICES: dict[str, tuple[str | float, ...]] = {
     "aggregation": ("questions", "videos"),
 }
 """Allowed values of the fields of :class:`Protocol` that are choices. One value: stated, not selectable."""
+
+_KINDS = {str: "text", int: "whole number", float: "finite number", bool: "true or false"}
 
 SCORING_FIELDS = (
     "name",
@@ -150,6 +153,12 @@ class Protocol:
 
     def __post_init__(self) -> None:
         problems = Problems()
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or (kind is float and not math.isfinite(value)):
+                problems.add(field.name, f"{value!r} is not a {_KINDS[kind]}")
+        problems.raise_if_any(ConfigError, "the evaluation protocol cannot be used")
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 problems.add(field, f"{getattr(self, field)!r} is not one of {', '.join(map(str, allowed))}")

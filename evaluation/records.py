@@ -27,10 +27,9 @@ from urllib.parse import quote
 import numpy as np
 
 from datasets.sample import Query, VideoRecord
-from evaluation.outputs import is_written_here
+from evaluation.outputs import RECORD_MARK, is_written_here
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
-from utils.masks import rle_size
 
 RECORD_FORMAT = "mora-record-2"
 RUN_FORMAT = "mora-run-1"
@@ -129,8 +128,8 @@ def read_record(output_dir: str | Path, video_id: str, query_id: str) -> Record:
     if record.ok and (len(record.masks) != count or record.loc_probs is not None and len(record.loc_probs) != count):
         raise DataError(f"{path}: {count} frames but {len(record.masks)} masks; {remedy}")
     for rle in record.masks:
-        if rle is not None and list(rle_size(rle)) != record.size:
-            raise DataError(f"{path}: a mask of {rle['size']} among masks of {record.size}; {remedy}")
+        if rle is not None and rle.get("size") != record.size:
+            raise DataError(f"{path}: a mask of {rle.get('size')} among masks of {record.size}; {remedy}")
     if record.ok and record.frame_indices != sorted(set(record.listed_frames)):
         raise DataError(f"{path}: its frames are not those that it lists; {remedy}")
     return record
@@ -151,11 +150,15 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "status": lambda value: value in ("ok", "failed"),
     "num_clip_frames": _is_int,
     "reason": lambda value: value is None or isinstance(value, str),
-    "masks": lambda value: _is_list(value, lambda mask: mask is None or isinstance(mask, dict)),
+    "masks": lambda value: _is_list(value, lambda mask: mask is None or _is_mask(mask)),
     "loc_probs": lambda value: value is None or _is_list(value, _is_probability),
     "answers": lambda value: _is_list(value, lambda text: isinstance(text, str)),
 }
 """What the fields of a record may hold; the ids are compared with those asked for."""
+
+
+def _is_mask(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("counts"), str)
 
 
 def _is_probability(value: object) -> bool:
@@ -249,7 +252,7 @@ def _delete(output_dir: Path, videos: Iterable[str] | None) -> None:
         files = [path for video_id in videos for path in record_path(output_dir, video_id, "").parent.glob("*")]
         files += [scores_path(output_dir, video_id) for video_id in videos]
     for path in files:
-        if path.name.endswith(".tmp") or is_written_here(path, b'{"format": "mora-'):
+        if path.name.endswith(".tmp") or is_written_here(path, RECORD_MARK):
             path.unlink(missing_ok=True)
     for folder in [*dict.fromkeys(path.parent for path in files), output_dir / "records", output_dir / "scores"]:
         with suppress(OSError):  # what is not empty, or another process fills

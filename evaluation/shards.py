@@ -79,6 +79,8 @@ def _array(environment: Mapping[str, str]) -> tuple[int, int]:
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
     count = read_integer(environment, "SLURM_ARRAY_TASK_COUNT", 1)
+    if count < 1:
+        raise ConfigError(f"SLURM_ARRAY_TASK_COUNT={count}: an array has tasks; unset it, or give --num_shards")
     first = read_integer(environment, "SLURM_ARRAY_TASK_MIN", 0)
     step = max(1, read_integer(environment, "SLURM_ARRAY_TASK_STEP", 1))
     index, left = divmod(read_integer(environment, "SLURM_ARRAY_TASK_ID", 0) - first, step)
