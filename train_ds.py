@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
-from training.arguments import parse_arguments
-from training.run import train
-from utils.distributed import stop_world
-from utils.errors import MoraError
-from utils.terminal import write_any_text
 
+def main() -> int:
+    """Parse the flags and train.
 
-def main() -> None:
-    """Parse the flags and train; mistakes end with a message and status 1."""
-    write_any_text()
+    Returns:
+        Exit code: 0; 1 with a message; 2 for a flag that does not exist; 130, 143 if it was ended.
+    """
+    # What a shell starts in the background ignores Ctrl-C, and Python then leaves it so; whoever sends it means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Else torch's sockets print stacks of C++ frames whenever another process ends; what happened is said in words.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        train(parse_arguments())
-    except (MoraError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    stop_world()
+        from training.arguments import parse_arguments
+        from training.program import run_program
+        from training.run import train
+    except KeyboardInterrupt:
+        return 130
+    return run_program(parse_arguments, train)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

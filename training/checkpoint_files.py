@@ -14,6 +14,9 @@ from utils.files import read_json
 RUN_CARD = "run.json"
 FORMAT = 1
 
+UNRECORDED = "unrecorded"
+"""The run of checkpoints from before runs had names."""
+
 HARMLESS_NAMES = {
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",

@@ -28,7 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.checkpoint_files import FORMAT, RUN_CARD, check_states, load_states, read_run_card, tag_folder
+from training.checkpoint_files import (
+    FORMAT,
+    RUN_CARD,
+    UNRECORDED,
+    check_states,
+    load_states,
+    read_run_card,
+    tag_folder,
+)
 from training.digests import DIGESTS, check_digests, digest_files, listed_files
 from training.digests import FORMAT as DIGESTS_FORMAT
 from training.provenance import TENSOR
@@ -39,9 +47,6 @@ from utils.files import atomic_write, recover_directory, replace_directory, writ
 __all__ = ["RUN_CARD", "CheckpointStore", "check_digests", "check_states", "load_states", "read_run_card", "tag_folder"]
 
 ROLLING_NAME = "ckpt_model"
-
-UNRECORDED = "unrecorded"
-"""The run of checkpoints from before runs had names."""
 
 
 def kept_name(epoch: int) -> str:

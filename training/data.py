@@ -4,6 +4,8 @@ one with twice the accumulation."""
 
 from __future__ import annotations
 
+import multiprocessing.connection
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.distributed import World
 from utils.errors import MoraError
+
+
+class WorkerError(MoraError):
+    """A process that reads samples has died."""
 
 
 class StepSampler(Sampler[list[int]]):
@@ -79,6 +85,27 @@ class _CollateUnlessError:
         return self.collate(items)
 
 
+_TO_DIE = 1.0
+"""Seconds for a process whose pipe has broken to be gone."""
+
+_HINTS = {
+    signal.SIGKILL: "the machine was probably out of memory",
+    signal.SIGBUS: "shared memory (/dev/shm) was probably full",
+}
+
+
+def _ended_by(exit_code: int) -> str:
+    """How a process ended, in words."""
+    if exit_code > 0:
+        return f"ended with status {exit_code}; its own message is above"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = str(-exit_code)
+    hint = _HINTS.get(-exit_code)
+    return f"was killed by {name}" + (f" ({hint})" if hint else "")
+
+
 class StepLoader:
     """Micro-batches from ``first_step`` on, prepared ahead by worker processes.
 
@@ -102,12 +129,48 @@ class StepLoader:
             generator=torch.Generator().manual_seed(seed),
             prefetch_factor=2 if workers > 0 else None,
         )
+        self._batches: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        self._batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(self._batches, None)
+            except (RuntimeError, OSError, EOFError) as error:  # whatever the pipe to a dead worker says
+                found = self.explain(error)
+                if found is error:
+                    raise
+                raise found from error
+            if batch is None:
+                return
             if isinstance(batch, MoraError):
                 raise batch
             yield batch
+
+    def explain(self, error: Exception) -> Exception:
+        """The error itself, or a :class:`WorkerError` if a worker has died, which surfaces wherever this process is.
+
+        Args:
+            error: raised in this process, by the loader or by torch's handler of ended children.
+        """
+        workers = getattr(self._batches, "_workers", [])
+        if not workers:
+            return error
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise at any moment from here on
+        if "Caught " not in str(error):  # else a worker reports an error of its own, and lives
+            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=_TO_DIE)
+        dead = [
+            f"data worker {number} (process {worker.pid}) {_ended_by(worker.exitcode)}"
+            for number, worker in enumerate(workers)
+            if worker.exitcode
+        ]
+        if not dead:
+            signal.signal(signal.SIGCHLD, before)
+            return error
+        return WorkerError(
+            f"{'; '.join(dead)}. Checkpoints are whole: start again with --auto_resume, and with fewer --workers (now "
+            f"{len(workers)}) or more memory if it happens again"
+        )
 
     def __len__(self) -> int:
         return len(self.sampler)

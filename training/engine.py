@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import math
 import time
@@ -17,8 +18,8 @@ from torch.utils.data import Dataset
 from training.checkpointing import CheckpointStore
 from training.data import make_loader
 from training.logging import Meter, RunLog
-from utils.distributed import World, gather_objects, mean_over_processes
-from utils.errors import ConfigError, MoraError
+from utils.distributed import World, as_lost_peer, gather_objects, mean_over_processes
+from utils.errors import CheckpointError, ConfigError, MoraError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,6 +100,12 @@ def start_engine(model: nn.Module, args: argparse.Namespace, world: World) -> An
     return engine
 
 
+def _close(log: RunLog, failing: bool) -> None:
+    """Close a log; while another error is on its way, that one matters."""
+    with contextlib.suppress(*([MoraError] if failing else [])):
+        log.close()
+
+
 class Trainer:
     """Takes optimizer steps, writes what it sees, saves what it has.
 
@@ -153,33 +160,46 @@ class Trainer:
         Raises:
             DivergedError: a loss is not finite; nothing was saved since.
             CheckpointError: a checkpoint could not be written; the previous one is intact.
+            LogError: the curves could not be written.
+            WorkerError: a data process died.
+            PeerError: another process of the run died.
         """
+        loader = make_loader(self.dataset, self.collate, self.world, first_step, self.total_steps, self.args)
+        with contextlib.ExitStack() as stack:
+            log = RunLog(self.store.folder, self.total_steps, first_step, self.world.is_main)
+            stack.push(lambda kind, *_: _close(log, failing=kind is not None))
+            try:
+                return self._take_steps(first_step, iter(loader), log)
+            except (RuntimeError, OSError, EOFError, CheckpointError) as error:
+                found = loader.explain(error)
+                if found is error and isinstance(error, RuntimeError):
+                    found = as_lost_peer(error) or error
+                if found is error:
+                    raise
+                raise found from error
+
+    def _take_steps(self, first_step: int, batches: Any, log: RunLog) -> int:
         args = self.args
-        log = RunLog(self.store.folder, self.total_steps, first_step, self.world.is_main)
-        batches = iter(make_loader(self.dataset, self.collate, self.world, first_step, self.total_steps, args))
         self.engine.train()
         started = last_print = time.monotonic()
         if first_step:
             self._keep_if_due(first_step, log)
         done = first_step
-        try:
-            for done in range(first_step + 1, self.total_steps + 1):
-                self._step(batches, done, log)
-                log.advance()
-                stop = self._out_of_time(started)
-                epoch_ends = done % args.steps_per_epoch == 0
-                due = epoch_ends or stop or (args.save_every_steps and done % args.save_every_steps == 0)
-                if due or done % args.print_freq == 0:
-                    last_print = self._report(done, last_print, log)
-                if due:
-                    self.store.save(self.engine, {"step": done, "epoch": done // args.steps_per_epoch, **self.card})
-                    self._keep_if_due(done, log)
-                    last_print = time.monotonic()  # saving is no part of the throughput
-                if stop and done < self.total_steps:
-                    log.say(f"{args.max_minutes:g} minutes are over: saved at step {done}; --auto_resume goes on")
-                    break
-        finally:
-            log.close()
+        for done in range(first_step + 1, self.total_steps + 1):
+            self._step(batches, done, log)
+            log.advance()
+            stop = self._out_of_time(started)
+            epoch_ends = done % args.steps_per_epoch == 0
+            due = epoch_ends or stop or (args.save_every_steps and done % args.save_every_steps == 0)
+            if due or done % args.print_freq == 0:
+                last_print = self._report(done, last_print, log)
+            if due:
+                self.store.save(self.engine, {"step": done, "epoch": done // args.steps_per_epoch, **self.card})
+                self._keep_if_due(done, log)
+                last_print = time.monotonic()  # saving is no part of the throughput
+            if stop and done < self.total_steps:
+                log.say(f"{args.max_minutes:g} minutes are over: saved at step {done}; --auto_resume goes on")
+                break
         return done
 
     def _step(self, batches: Any, step: int, log: RunLog) -> None:

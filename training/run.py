@@ -17,8 +17,10 @@ from datasets.collate import collate
 from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset, loss_weights
 from training.checkpointing import RUN_CARD, CheckpointStore, read_run_card
 from training.engine import DTYPES, Trainer, start_engine
+from training.logging import set_aside_logs
 from training.pictures import SamplePicture
 from training.provenance import Provenance, attach_provenance, differences
+from training.run_folder import hold_run_folder
 from training.weights import initialise_from
 from utils.distributed import World, gather_objects, start_world
 from utils.errors import CheckpointError, ConfigError
@@ -110,7 +112,7 @@ def require_same_network(card: dict[str, Any], parts: Parts, start: Path) -> Non
 
 
 def _announce(world: World, *lines: str) -> None:
-    if world.is_main:
+    if world.is_main and lines:
         print(*lines, sep="\n", flush=True)
 
 
@@ -145,12 +147,20 @@ def train(args: argparse.Namespace) -> int:
     world = start_world({"auto": None, "cuda": True, "cpu": False}[args.device])
     if world.device.type == "cpu":
         _announce(world, f"no GPU is used: training on the CPU with {torch.get_num_threads()} thread(s) per process")
-    seed_everything(args.seed)
     folder = Path(args.log_base_dir) / args.exp_name
-    store = CheckpointStore(folder, world)
+    with hold_run_folder(folder, world):
+        return _train(args, world, CheckpointStore(folder, world))
+
+
+def _train(args: argparse.Namespace, world: World, store: CheckpointStore) -> int:
+    """:func:`train`, in a folder that no other run writes into."""
+    seed_everything(args.seed)
     start = find_start(args, store)
     card = read_run_card(start) if start else {"step": 0}  # fails before anything large is loaded
     first_step = card["step"]
+    _announce(world, *store.begin(card if start else None))
+    if world.is_main and (moved := set_aside_logs(store.folder, store.run_id)):
+        _announce(world, moved)
     parts = prepare_model(args, world, resuming=start is not None)
     if start is not None:
         require_same_network(card, parts, start)

@@ -131,8 +131,11 @@ def gpu_of(local_rank: int, gpus: int) -> int:
     )
 
 
-def _fill_environment() -> Launch:
+def _fill_environment() -> tuple[int, int, int]:
     """Set what a launcher would have set.
+
+    Returns:
+        rank, local rank, number of processes.
 
     Raises:
         ConfigError: the variables make no sense.
@@ -145,7 +148,7 @@ def _fill_environment() -> Launch:
     os.environ.update(RANK=str(launch.rank), LOCAL_RANK=str(launch.local_rank), WORLD_SIZE=str(launch.size))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "24999")
-    return launch
+    return launch.rank, launch.local_rank, launch.size
 
 
 def start_world(use_cuda: bool | None = None) -> World:
@@ -169,43 +172,43 @@ def start_world(use_cuda: bool | None = None) -> World:
         raise ConfigError("CUDA is asked for, but torch sees no GPU; use a CPU precision (fp32 or bf16) and device")
     on_gpu = available if use_cuda is None else use_cuda
     numbered = "LOCAL_RANK" in os.environ or "RANK" not in os.environ
-    launch = _fill_environment()
+    rank, local_rank, size = _fill_environment()
     if on_gpu:
-        if launch.size > 1 and not numbered:
+        if size > 1 and not numbered:
             raise ConfigError("RANK is set and LOCAL_RANK is not, so all processes would use one GPU; set it")
-        if launch.local_rank >= torch.cuda.device_count():
+        if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"process {launch.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+                f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
                 "start as many processes as there are GPUs"
             )
-        torch.cuda.set_device(launch.local_rank)
-        device = torch.device("cuda", launch.local_rank)
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
         device = torch.device("cpu")
-    share_threads(launch.size)
+    share_threads(size)
     if not is_running():
-        _open_group(launch, device)
-    return World(launch.rank, launch.local_rank, launch.size, device)
+        _open_group(rank, size, device)
+    return World(rank, local_rank, size, device)
 
 
-def _open_group(launch: Launch, device: torch.device) -> None:
+def _open_group(rank: int, size: int, device: torch.device) -> None:
     """Meet the other processes and open the process group."""
     global _store
-    store = meet(launch.rank, launch.size)
-    _store = store if launch.size > 1 else None
+    store = meet(rank, size)
+    _store = store if size > 1 else None
     on_gpu = device.type == "cuda"
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
-            rank=launch.rank,
-            world_size=launch.size,
+            rank=rank,
+            world_size=size,
             device_id=device if on_gpu else None,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise RendezvousError(f"rank {launch.rank}: no connection among the processes ({reason})") from error
+        raise RendezvousError(f"rank {rank}: no connection among the processes ({reason})") from error
 
 
 def share_threads(world_size: int) -> None:
