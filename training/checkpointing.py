@@ -17,7 +17,6 @@ Layout of ``LOG_BASE_DIR/EXP_NAME``::
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from training.checkpoint_files import (
@@ -40,11 +38,15 @@ from training.checkpoint_files import (
 from training.digests import DIGESTS, check_digests, digest_files, listed_files
 from training.digests import FORMAT as DIGESTS_FORMAT
 from training.provenance import TENSOR
+from training.random_states import random_states, restore_random_states
 from utils.distributed import World, agree, barrier, gather_objects, raise_together
 from utils.errors import CheckpointError, ConfigError, MoraError, Problems
 from utils.files import atomic_write, recover_directory, replace_directory, write_json
 
-__all__ = ["RUN_CARD", "CheckpointStore", "check_digests", "check_states", "load_states", "read_run_card", "tag_folder"]
+__all__ = [
+    "RUN_CARD", "CheckpointStore", "check_digests", "check_states", "load_states", "random_states", "read_run_card",
+    "restore_random_states", "tag_folder",
+]  # fmt: skip
 
 ROLLING_NAME = "ckpt_model"
 
@@ -52,29 +54,6 @@ ROLLING_NAME = "ckpt_model"
 def kept_name(epoch: int) -> str:
     """Folder name of the checkpoint kept after ``epoch`` (1-based): ``ckpt_model_epoch_005``."""
     return f"{ROLLING_NAME}_epoch_{epoch:03d}"
-
-
-def random_states() -> dict[str, Any]:
-    """The states of every global generator of this process, as plain values that load without running code."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - saved, not drawn from
-    version, internal, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
-        "python": [version, list(internal), gauss_next],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Undo everything drawn since :func:`random_states`."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    name, keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
-    version, internal, gauss_next = states["python"]
-    random.setstate((version, tuple(internal), gauss_next))
 
 
 @contextmanager
@@ -145,6 +124,7 @@ class CheckpointStore:
         self.world = world
         self.write_model_files = write_model_files
         self.run_id: str | None = None
+        self._verified: Path | None = None
 
     @property
     def rolling(self) -> Path:
@@ -222,6 +202,7 @@ class CheckpointStore:
             raise
         if self.world.is_main:
             replace_directory(temporary, self.rolling)
+        self._verified = None
         barrier()
         return self.rolling
 
@@ -294,6 +275,10 @@ class CheckpointStore:
         except OSError:
             return "an unknown number of bytes"
 
+    def is_at(self, step: int) -> bool:
+        """Whether the rolling checkpoint is that of ``step``; a run may have gone on from elsewhere."""
+        return gather_objects(self.rolling.is_dir() and read_run_card(self.rolling)["step"] == step)[0]
+
     def keep(self, epoch: int) -> Path:
         """Keep the rolling checkpoint as that of ``epoch``. Files are linked, not written again, where possible.
 
@@ -331,12 +316,8 @@ class CheckpointStore:
             MoraError: damaged or incomplete, another number of processes, or another model; on every process.
         """
         folder = Path(folder)
-        error = None
-        try:
-            card, states = self._read(folder)
-        except MoraError as failure:
-            error = failure
-        agree(error)
+        card = self.verify(folder)
+        states = load_states(folder / "rng" / f"rank_{self.world.rank:05d}.pt")
         with _careful_loading(engine):
             engine.load_checkpoint(
                 str(folder), tag=tag_folder(folder).name, load_module_strict=False, custom_load_fn=load_trained_weights
@@ -345,9 +326,28 @@ class CheckpointStore:
         self.run_id = card.get("run_id", UNRECORDED)
         return card
 
-    def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Run card and random states, after looking at every file."""
-        card = read_run_card(folder)
+    def verify(self, folder: str | Path) -> dict[str, Any]:
+        """Look at every file of a checkpoint, once; the processes divide the work.
+
+        Returns:
+            Its run card.
+
+        Raises:
+            MoraError: damaged, incomplete, or of another number of processes; on every process.
+        """
+        folder = Path(folder)
+        error: MoraError | None = None
+        try:
+            card = read_run_card(folder)
+            if folder != self._verified:
+                self._look_at_files(folder, card)
+        except MoraError as failure:
+            error = failure
+        agree(error)
+        self._verified = folder
+        return card
+
+    def _look_at_files(self, folder: Path, card: dict[str, Any]) -> None:
         if card["world_size"] != self.world.size:
             raise CheckpointError(
                 f"{folder}: written by {card['world_size']} process(es), and this run has {self.world.size}; optimizer "
@@ -357,10 +357,10 @@ class CheckpointStore:
         for path in sorted(inner.glob("*_states.pt")):
             check_states(path)
         check_digests(folder, self.world.rank, self.world.size)
+        check_states(folder / "rng" / f"rank_{self.world.rank:05d}.pt")
         mine = f"*zero_pp_rank_{self.world.rank}_mp_rank_00_optim_states.pt"
         if not list(inner.glob(mine)) or not list(inner.glob("*model_states.pt")):
             raise CheckpointError(f"{inner}: has no {mine} or no *model_states.pt; take an earlier checkpoint")
-        return card, load_states(folder / "rng" / f"rank_{self.world.rank:05d}.pt")
 
 
 def _names_of_leftovers(folder: Path) -> list[str]:

@@ -182,7 +182,7 @@ class Trainer:
         args = self.args
         self.engine.train()
         started = last_print = time.monotonic()
-        if first_step:
+        if first_step and self.store.is_at(first_step):  # a kill may have come before it was kept
             self._keep_if_due(first_step, log)
         done = first_step
         for done in range(first_step + 1, self.total_steps + 1):

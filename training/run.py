@@ -156,7 +156,7 @@ def _train(args: argparse.Namespace, world: World, store: CheckpointStore) -> in
     """:func:`train`, in a folder that no other run writes into."""
     seed_everything(args.seed)
     start = find_start(args, store)
-    card = read_run_card(start) if start else {"step": 0}  # fails before anything large is loaded
+    card = store.verify(start) if start else {"step": 0}  # fails before anything large is loaded
     first_step = card["step"]
     _announce(world, *store.begin(card if start else None))
     if world.is_main and (moved := set_aside_logs(store.folder, store.run_id)):

@@ -17,13 +17,13 @@ PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def hold_run_folder(folder: Path, world: World, patience: float = PATIENCE) -> Iterator[None]:
+def hold_run_folder(folder: Path, world: World, patience: float | None = None) -> Iterator[None]:
     """Keep a run's folder for the processes of this run within the block.
 
     Args:
         folder: ``LOG_BASE_DIR/EXP_NAME``; made if missing.
         world: this process; all of them must come here.
-        patience: seconds to wait for another run that is ending.
+        patience: seconds to wait for another run that is ending (default: PATIENCE).
 
     Raises:
         MoraError: on every process, if another run has it or it cannot be locked.
@@ -32,7 +32,7 @@ def hold_run_folder(folder: Path, world: World, patience: float = PATIENCE) -> I
         error: MoraError | None = None
         if world.is_main:
             try:
-                stack.enter_context(hold(folder / LOCK, f"the run folder {folder}", patience))
+                stack.enter_context(hold(folder / LOCK, f"the run folder {folder}", patience or PATIENCE))
             except MoraError as failure:
                 error = type(failure)(f"{failure}; or choose another --exp_name")
             except OSError as failure:
