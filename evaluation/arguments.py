@@ -204,7 +204,12 @@ def _check_outputs(args: argparse.Namespace, problems: Problems) -> None:
             problems.add(f"--{name}", f"{problem}; choose another place")
             return
     note_inputs_overwritten(problems, ("--output_dir", folder), inputs)
-    written = {name for name in FILES if name != "result.txt" and (name != "report.html" or args.pictures > 0)}
+    if (Path(folder) / "run.json").exists():
+        try:
+            read_run(folder)
+        except DataError as error:
+            problems.add("--output_dir", str(error))
+    written = {"summary.json", "scores.json", "digests.json"} | ({"report.html"} if args.pictures > 0 else set())
     note_foreign_folder(
         problems, "--output_dir", folder, sorted(written | ({"result.txt"} if result is None else set()))
     )

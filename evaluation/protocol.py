@@ -42,7 +42,7 @@ CHOICES: dict[str, tuple[str | float, ...]] = {
 }
 """Allowed values of the fields of :class:`Protocol` that are choices. One value: stated, not selectable."""
 
-_KINDS = {str: "text", int: "whole number", float: "finite number", bool: "true or false"}
+_KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 SCORING_FIELDS = (
     "name",
@@ -156,7 +156,7 @@ class Protocol:
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), type(field.default)
             fits = type(value) is kind or (kind is float and type(value) is int)
-            if not fits or (kind is float and not math.isfinite(value)):
+            if not fits:
                 problems.add(field.name, f"{value!r} is not a {_KINDS[kind]}")
         problems.raise_if_any(ConfigError, "the evaluation protocol cannot be used")
         for field, allowed in CHOICES.items():
@@ -165,6 +165,8 @@ class Protocol:
         for field in ("num_frames", "max_new_tokens"):
             if getattr(self, field) < 1:
                 problems.add(field, f"must be at least 1, got {getattr(self, field)}")
+        if not math.isfinite(self.mask_threshold):
+            problems.add("mask_threshold", f"a finite number is needed, got {self.mask_threshold}")
         if not 0.0 <= self.loc_threshold <= 1.0:
             problems.add("loc_threshold", f"a probability from 0 to 1 is needed, got {self.loc_threshold}")
         if self.seg_only and (self.loc_refine or self.force_loc_token):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from evaluation.ending import ending_on_sigterm
 from utils.distributed import as_lost_peer, say_last_words, stop_world
 from utils.errors import MoraError
+from utils.terminal import write_any_text
 
 GOODBYE = "ended before its time; checkpoints are whole, and the same command goes on from the last one"
 
@@ -24,6 +25,7 @@ def run_program(parse: Callable[[], argparse.Namespace], work: Callable[[argpars
     Returns:
         Exit code: 0; 1 after a message; argparse's 2; 130 after Ctrl-C, 143 after SIGTERM.
     """
+    write_any_text()
     try:
         with ending_on_sigterm():
             work(_parse_once(parse))

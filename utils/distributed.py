@@ -86,7 +86,8 @@ def find_launch(environment: Mapping[str, str] | None = None) -> Launch:
     environment = os.environ if environment is None else environment
     if "RANK" in environment:
         if "WORLD_SIZE" not in environment:
-            raise ConfigError(f"RANK={environment['RANK']} is set and WORLD_SIZE is not; unset RANK or use a launcher")
+            rank = read_integer(environment, "RANK", 0)
+            raise ConfigError(f"RANK={rank} is set and WORLD_SIZE is not; unset RANK or use a launcher")
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     elif read_integer(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
