@@ -8,9 +8,11 @@ Its weights, tokenizer and a card (recipe, time, figures on unseen still picture
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from training.tiny_base import BaseRecipe, make_tiny_base
+from utils.errors import MoraError
 
 
 def main() -> None:
@@ -23,7 +25,10 @@ def main() -> None:
     parser.add_argument("--test_videos", type=int, default=60, help="unseen still videos for the card's figures")
     args = parser.parse_args()
     recipe = BaseRecipe(seed=args.seed).shortened(args.shorten)
-    make_tiny_base(args.out, args.tokenizer, recipe, args.test_videos)
+    try:
+        make_tiny_base(args.out.expanduser(), args.tokenizer.expanduser(), recipe, args.test_videos)
+    except MoraError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

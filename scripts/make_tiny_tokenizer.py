@@ -17,7 +17,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils.errors import ConfigError
 from utils.files import atomic_write, write_json
+from utils.paths import require_own
 
 SPECIALS = ("<unk>", "<s>", "</s>", "[SEG]", "[LOC]", "<im_start>", "<im_end>")
 TAKES_SPACE = ("[SEG]", "[LOC]")
@@ -117,6 +119,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("assets/tiny_tokenizer"), help="folder to write")
     arguments = parser.parse_args()
+    arguments.out = arguments.out.expanduser()
+    try:
+        require_own(arguments.out, ("tokenizer.json", "tokenizer_config.json"), "--out")
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
     engine = build()
     with atomic_write(arguments.out / "tokenizer.json", "w") as stream:
         stream.write(engine.to_str(pretty=True) + "\n")

@@ -56,7 +56,7 @@ def listed_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if str(path.relative_to(folder)) not in _NOT_LISTED)
 
 
-def check_digests(folder: str | Path, rank: int = 0, size: int = 1) -> None:
+def check_digests(folder: str | Path, rank: int = 0, size: int = 1, within: str | None = None) -> None:
     """Compare a checkpoint with the digests it was written with.
 
     A checkpoint from before there were digests passes, with a word in the log. Files that somebody added pass, too,
@@ -66,6 +66,7 @@ def check_digests(folder: str | Path, rank: int = 0, size: int = 1) -> None:
         folder: the checkpoint.
         rank: of this process; processes that check together divide the files.
         size: how many check together.
+        within: look only at the files of this folder in it, for a reader that opens no others.
 
     Raises:
         CheckpointError: naming every file that is damaged, missing or one too many.
@@ -77,7 +78,11 @@ def check_digests(folder: str | Path, rank: int = 0, size: int = 1) -> None:
         if rank == 0:
             logger.warning("%s: has no %s; damage to its files would go unnoticed", folder, DIGESTS)
         return
-    expected = _read(folder / DIGESTS)
+    expected = {
+        name: entry
+        for name, entry in _read(folder / DIGESTS).items()
+        if within is None or name.split("/")[0] == within
+    }
     problems = Problems()
     present = {}
     for name in sorted(expected)[rank::size]:

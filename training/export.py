@@ -39,7 +39,7 @@ from utils.digests import tensors_digest
 from utils.errors import CheckpointError, ConfigError, Problems
 from utils.files import atomic_directory, unusable_folder, write_json
 from utils.locks import hold
-from utils.paths import foreign_entries, note_inputs_overwritten, user_path
+from utils.paths import note_inputs_overwritten, require_own, user_path
 
 DESCRIPTION = """\
 Merge what a run trained into the base it was trained on, and save the result as one model folder.
@@ -126,18 +126,11 @@ def require_own_folder(folder: Path) -> None:
     Raises:
         ConfigError: naming what is there.
     """
-    if not folder.is_dir():
-        return
     try:
         card = read_card(folder)
     except CheckpointError:
         card = None
-    found = foreign_entries(folder, [] if card is None else [CARD, *card["files"]])
-    if found:
-        raise ConfigError(
-            f"--save_path {folder}: holds {', '.join(found[:5])}{' …' if len(found) > 5 else ''}, which no export of "
-            "this program wrote there; nothing was touched. Choose another folder, or move these away"
-        )
+    require_own(folder, [] if card is None else [CARD, *card["files"]], "--save_path")
 
 
 def head_mode(state: Mapping[str, Tensor]) -> str | None:

@@ -30,6 +30,7 @@ from model.mora import MoraModel
 from training.tiny_tasks import COLOUR_NAMES, StillBatches, StillTasks, TaskMix, dense_targets
 from utils.batch import MoraBatch
 from utils.files import atomic_directory, write_json
+from utils.paths import require_own
 
 NUM_FRAMES = 8
 """Pictures in the still videos that the figures are taken on."""
@@ -263,18 +264,26 @@ def figures(model: MoraModel, tasks: StillTasks, seed: int, videos: int = 40) ->
     return {**shares, "referring_iou": sum(ious) / len(ious)}
 
 
+FILES = ("card.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+"""What a base's folder holds."""
+
+
 def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_videos: int) -> dict:
     """Train a base from nothing and write it, with its tokenizer and a card, as one folder.
 
     Args:
-        out: folder to write; an old one is replaced only when the new one is complete.
+        out: folder to write; an old one is replaced only when the new one is complete, and nothing else is.
         tokenizer_folder: with [SEG]; its [LOC] stays unknown to the base.
         recipe: how long and how fast.
         test_videos: unseen still videos for the figures.
 
     Returns:
         The card: recipe, minutes, figures.
+
+    Raises:
+        ConfigError: ``out`` holds anything but an earlier base.
     """
+    require_own(out, FILES if (out / "card.json").is_file() else (), "--out")
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(tokenizer_folder, "plain")
     config = presets.tiny(vocab_size=len(tokenizer), loc_mode="none", seg_token_id=tokenizer.id_of("[SEG]"))

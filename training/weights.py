@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from model.config import MoraConfig
+from model.convert.finite import require_finite, require_weights
 from model.convert.key_maps import strip_wrappers
 from model.convert.published import read_config, rename_published
 from model.convert.report import LoadReport
 from model.convert.state_files import read_state_dict
 from training.checkpointing import check_states, read_run_card, tag_folder
+from training.digests import check_digests
 from training.provenance import TENSOR, Adapters, Provenance, differences, network_of
 from utils.errors import CheckpointError
 
@@ -128,6 +130,7 @@ def _join_partitions(folder: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     inner = tag_folder(folder)
+    check_digests(folder, within=inner.name)
     for file in sorted(inner.glob("*_states.pt")):
         check_states(file)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -150,11 +153,17 @@ def fit_weights(
 
     Returns:
         What was loaded, missing, unexpected and of another shape (by the model's plain names).
+
+    Raises:
+        CheckpointError: a tensor that has a place is not finite, or not in the model's precision.
     """
     own = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
     report = LoadReport(source)
     report.unexpected = {name: tuple(value.shape) for name, value in state.items() if name not in own}
     report.missing = {name: tuple(value.shape) for name, value in own.items() if name not in state}
+    fitting = {name: value for name, value in state.items() if name in own and own[name].is_floating_point()}
+    require_weights(fitting, source)
+    require_finite(fitting.items(), source, next(model.parameters()).dtype)
     with torch.no_grad():
         for name, target in own.items():
             if name not in state:

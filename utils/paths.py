@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from utils.errors import Problems
+from utils.errors import ConfigError, Problems
 
 
 def user_path(text: str) -> str:
@@ -50,9 +50,24 @@ def note_inputs_overwritten(
             problems.add(flag, f"{path} would replace {source}, which {name} reads; choose another place")
 
 
-def foreign_entries(folder: str | Path, own: Iterable[str]) -> list[str]:
-    """Names in a folder that are not among ``own``, sorted; [] if there is no such folder."""
+def require_own(folder: str | Path, own: Iterable[str], flag: str) -> None:
+    """Refuse to replace a folder that holds anything but what this program wrote there.
+
+    Args:
+        folder: about to be replaced as a whole; need not exist.
+        own: names of the files that an earlier run of the program wrote into it.
+        flag: that names it, for the message.
+
+    Raises:
+        ConfigError: naming what else is there.
+    """
     try:
-        return sorted(set(os.listdir(folder)) - set(own))
+        found = sorted(set(os.listdir(folder)) - set(own))
     except FileNotFoundError:
-        return []
+        return
+    if found:
+        shown = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
+        raise ConfigError(
+            f"{flag} {folder}: holds {shown}, which this program did not write there; nothing was touched. Choose "
+            "another folder, or move these away"
+        )
