@@ -8,6 +8,8 @@ with other ids. Rule "legacy" is the old one; rule "plain" leaves the text as it
 from __future__ import annotations
 
 import abc
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -27,6 +29,8 @@ RULE_KEY = "mora_tokenization"
 """Key of tokenizer_config.json under which a saved folder remembers its rule."""
 
 IMAGE = "<image>"
+
+_PROBE = "What moves to the left after it was hit? It is the red square [SEG] [LOC]."
 
 
 class MoraTokenizer(abc.ABC):
@@ -135,6 +139,12 @@ class MoraTokenizer(abc.ABC):
                 f'LISA weights, or add it with add_tokens(["{token}"]) and train its embedding'
             )
         return found
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of what it does: its rule, the text of every id, and how a sentence is cut."""
+        texts = [self.decode([number]) for number in range(len(self))]
+        said = json.dumps([self.rule, texts, self.encode(_PROBE)])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that :func:`load_tokenizer` opens as the same tokenizer; other files in it are kept.

@@ -30,6 +30,7 @@ from evaluation.selection import Selected, select
 from evaluation.shards import share_of
 from evaluation.summary import summarise
 from model.checkpoints import load_any
+from model.convert.export_card import require_own_tokenizer
 from model.convert.published import read_config
 from model.convert.sources import resolve_folder
 from model.mora import MoraModel
@@ -113,7 +114,9 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
             f"{args.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every "
             "number meaningless. Give the file that has them (--vision_pretrained, --vision-tower) or an exported model"
         )
-    tokenizer = load_tokenizer(resolve_folder(args.version), model.config.tokenization)
+    folder = resolve_folder(args.version)
+    tokenizer = load_tokenizer(folder, model.config.tokenization)
+    require_own_tokenizer(folder, tokenizer.digest())
     attach_tokens(model, tokenizer)
     model.sam.fast_encoder.compile = args.compile
     return model.eval(), tokenizer

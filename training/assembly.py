@@ -15,13 +15,14 @@ from datasets.collate import CorpusDataset, SampleProcessor
 from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.checkpoints import load_any
+from model.convert.export_card import require_own_tokenizer
 from model.convert.published import read_config
 from model.convert.report import LoadReport
 from model.convert.sources import resolve_folder
 from model.losses import LossWeights
 from model.mora import MoraModel
 from model.trainable import add_lora, set_trainable
-from training.provenance import Adapters, Provenance, network_of, tokenizer_digest
+from training.provenance import Adapters, Provenance, network_of
 from utils.errors import TokenizerError
 from utils.files import write_json
 
@@ -96,6 +97,7 @@ def open_tokenizer(model: MoraModel, folder: Path) -> MoraTokenizer:
     """
     config = model.config
     tokenizer = load_tokenizer(folder, config.tokenization)
+    require_own_tokenizer(folder, tokenizer.digest())
     config.seg_token_id = tokenizer.id_of(config.seg_token)
     if config.loc_mode == "none":
         config.loc_token_id = None
@@ -163,7 +165,7 @@ def build_parts(
     trained = set_trainable(model, args.trainable)
     provenance = Provenance(
         network_of(model.config), adapters, args.trainable, report.digests, str(args.version),
-        tokenizer_digest(tokenizer), args.precision,
+        tokenizer.digest(), args.precision,
     )  # fmt: skip
     return Parts(model, tokenizer, trained, report, provenance)
 

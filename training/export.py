@@ -313,9 +313,8 @@ def _save(parts: Parts, folder: Path, made_from: dict[str, Any]) -> None:
             parts.tokenizer.save(temporary)
             digests = stored_digests(read_state_dict(temporary))
             files = sorted(path.name for path in temporary.iterdir())
-            write_json(
-                temporary / CARD, {"format": CARD_FORMAT, "files": files, "digests": digests, "made_from": made_from}
-            )
+            card = {"files": files, "digests": digests, "tokenizer": parts.tokenizer.digest(), "made_from": made_from}
+            write_json(temporary / CARD, {"format": CARD_FORMAT, **card})
             for path in temporary.iterdir():
                 path.chmod(0o644)  # safetensors writes files that only their owner may read
     except (OSError, SafetensorError) as error:  # a full disk is either, depending on the file

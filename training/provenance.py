@@ -9,7 +9,6 @@ setting, who checks it, and what a contradiction says.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.tokenization import MoraTokenizer
 from model.config import MoraConfig
 from utils.errors import CheckpointError
 
@@ -30,8 +28,6 @@ _FORMAT = 1
 _NOT_THE_NETWORK = {"transformers_version", "dtype", "torch_dtype", "architectures", "_name_or_path", "use_cache",
                     "_attn_implementation", "attn_implementation", "_attn_implementation_autoset"}  # fmt: skip
 """Fields of a configuration that change no number, or follow from how it is run."""
-
-_PROBE = "What moves to the left after it was hit? It is the red square [SEG] [LOC]."
 
 
 @dataclass(frozen=True)
@@ -128,13 +124,6 @@ def _numbers_only(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _numbers_only(item) for key, item in sorted(value.items()) if key not in _NOT_THE_NETWORK}
     return value
-
-
-def tokenizer_digest(tokenizer: MoraTokenizer) -> str:
-    """Digest of what a tokenizer does: the text of every id, and how a sentence is cut."""
-    texts = [tokenizer.decode([number]) if tokenizer.holds(number) else None for number in range(len(tokenizer))]
-    said = json.dumps([tokenizer.rule, texts, tokenizer.encode(_PROBE)])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def differences(

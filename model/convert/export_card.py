@@ -10,11 +10,12 @@ from torch import Tensor
 
 from model.convert.report import LoadReport
 from utils.digests import digests_by_part
-from utils.errors import CheckpointError, DataError
+from utils.errors import CheckpointError, DataError, TokenizerError
 from utils.files import read_json
 
 CARD = "export.json"
-"""Name of the card; keys "format", "files" (names in the folder), "digests" (of the weights), "made_from"."""
+"""Name of the card; keys "format", "files" (names in the folder), "digests" (of the weights), "tokenizer" (digest of
+what it does), "made_from"."""
 
 CARD_FORMAT = "mora-export-1"
 
@@ -43,7 +44,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
         card = read_json(path)
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    kinds = {"files": list, "digests": dict, "made_from": dict}
+    kinds = {"files": list, "digests": dict, "tokenizer": str, "made_from": dict}
     whole = isinstance(card, dict) and card.get("format") == CARD_FORMAT
     if not whole or not all(isinstance(card.get(key), kind) for key, kind in kinds.items()):
         raise CheckpointError(f"{path}: not a card of format {CARD_FORMAT}; export the model again")
@@ -67,4 +68,22 @@ def require_undamaged(folder: Path, exported: Mapping[str, str], report: LoadRep
         raise CheckpointError(
             f"{folder}: the weights of {', '.join(bad)} are not those that were exported ({CARD} holds their digests): "
             f"damaged, or changed since. Export again, or delete {folder / CARD} if the change is meant"
+        )
+
+
+def require_own_tokenizer(folder: Path, digest: str) -> None:
+    """Compare the tokenizer of an export with its card; folders without a card pass.
+
+    Args:
+        folder: of the model.
+        digest: of the tokenizer found there.
+
+    Raises:
+        TokenizerError: it is another than the one that was exported.
+    """
+    card = read_card(folder)
+    if card is not None and card["tokenizer"] != digest:
+        raise TokenizerError(
+            f"{folder}: its tokenizer is not the one that was exported with the weights (other ids, or text cut "
+            "elsewhere); export the model again, or put its own tokenizer back"
         )

@@ -14,13 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from datasets.tokenization import load_tokenizer
+from evaluation.arguments import parse_arguments as parse_evaluation
+from evaluation.run import load_model
 from model.checkpoints import load_any
+from model.convert.export_card import require_own_tokenizer
 from training import convert
 from training.arguments import parse_arguments as parse_training
 from training.export import export, parse_arguments
 from training.run import train
 from training.weights import read_weights
-from utils.errors import CheckpointError, ConfigError, MoraError
+from utils.errors import CheckpointError, ConfigError, MoraError, TokenizerError
 from utils.locks import LockedError, hold
 
 
@@ -135,6 +139,23 @@ def test_a_damaged_export_is_noticed(tiny_base, runs, tmp_path):
         (folder / "export.json").write_text(damage)
         with pytest.raises(CheckpointError, match="export.json"):
             load_any(folder)
+
+
+def test_an_export_keeps_its_tokenizer(tiny_base, runs, tmp_path):
+    folder = exporting(tiny_base, runs / "a" / "ckpt_model", tmp_path / "out")
+    require_own_tokenizer(folder, load_tokenizer(folder).digest())
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[300][0], vocabulary[301][0] = vocabulary[301][0], vocabulary[300][0]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="not the one that was exported"):
+        exporting(folder, runs / "a" / "ckpt_model", tmp_path / "another")
+    args = parse_evaluation(
+        ["--version", str(folder), "--video_root", str(tmp_path), "--meta_file", str(folder / "config.json"),
+         "--output_dir", str(tmp_path / "eval"), "--device", "cpu"]
+    )  # fmt: skip
+    with pytest.raises(TokenizerError, match="not the one that was exported"):
+        load_model(args)
 
 
 def test_rounding_is_told_and_overflow_refused(tiny_base, runs, tmp_path, capsys):
