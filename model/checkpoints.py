@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from model.config import MoraConfig, note_wrong_values
-from model.convert.assemble import assemble, require_weights
+from model.convert.assemble import assemble
 from model.convert.export_card import exported_digests, require_undamaged, stored_digests
-from model.convert.finite import note_non_finite, raise_non_finite
+from model.convert.finite import note_non_finite, raise_non_finite, require_weights
 from model.convert.key_maps import rename_clip, strip_prefix, strip_wrappers
 from model.convert.published import (
     HEAD_PREFIX,

@@ -95,13 +95,19 @@ class MoraModel(PreTrainedModel):
         """Ids of [SEG] and [LOC] (None without a [LOC] head).
 
         Raises:
-            ConfigError: an id the model needs was never set.
+            ConfigError: an id the model needs was never set, or has no row in the embeddings.
         """
         config = self.config
         if config.seg_token_id is None:
             raise ConfigError(f"seg_token_id is not set; take it from the tokenizer's id of {config.seg_token}")
         if config.loc_mode != "none" and config.loc_token_id is None:
             raise ConfigError(f"loc_token_id is not set; take it from the tokenizer's id of {config.loc_token}")
+        for name in ("seg_token_id", "loc_token_id") if config.loc_mode != "none" else ("seg_token_id",):
+            if not 0 <= getattr(config, name) < config.text_config.vocab_size:
+                raise ConfigError(
+                    f"{name} is {getattr(config, name)}, but the word embeddings have {config.text_config.vocab_size} "
+                    "rows; use the tokenizer that was saved with the weights"
+                )
         return config.seg_token_id, config.loc_token_id if config.loc_mode != "none" else None
 
     def vision_features(self, clip_pixels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.backbones.llava import run_rows
-from model.backbones.packing import Layout
+from model.backbones.packing import Layout, require_rows
 from model.losses import LossWeights, language_loss, localization_loss, mask_losses
 from model.plan import (
     BatchPlan,
@@ -56,6 +56,7 @@ def training_step(model: MoraModel, batch: MoraBatch, weights: LossWeights, retu
 def _language(model: MoraModel, plan: BatchPlan, layout: Layout, states: Tensor) -> Tensor:
     """Language loss; the head is applied only where something is supervised."""
     places, targets = supervised_tokens(plan, layout)
+    require_rows(targets, model.config.text_config.vocab_size)
     where = torch.tensor(places, dtype=torch.long, device=states.device)
     logits = model.language_model.lm_head(states[where])
     return language_loss(logits, torch.tensor(targets, dtype=torch.long, device=states.device))

@@ -5,6 +5,7 @@ Here are its parts; :class:`model.mora.MoraModel` holds them under the names of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
-from model.backbones.packing import Layout, Row, attention_mask, pack, segment_mask
+from model.backbones.packing import Layout, Row, attention_mask, pack, require_rows, segment_mask
 from model.config import MoraConfig
 from model.localization import TIME_FREQUENCIES, fourier_features, normalised_times
 
@@ -144,7 +145,12 @@ def run_rows(llm: LlamaForCausalLM, rows: Sequence[Row], visual: Sequence[Tensor
 
     Returns:
         The layout, and the states after the final norm as [B * L, D].
+
+    Raises:
+        TokenizerError: an id that has no row in the word embeddings.
     """
+    for row in rows:
+        require_rows([*row.prefix, *itertools.chain.from_iterable(row.suffixes)], llm.config.vocab_size)
     layout = pack(rows, llm.get_input_embeddings().weight.device)
     embeds = embed_rows(llm, layout, visual)
     mask = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.batch import IMAGE_TOKEN_INDEX
-from utils.errors import DataError
+from utils.errors import DataError, TokenizerError
 
 FILLER_ID = 0
 """Stands where an id is needed but never read: under visual tokens and in padding."""
@@ -80,6 +80,24 @@ class Layout:
             return self.place(row, suffix, index - 1)
         prefix = self.prefix_lengths[row]
         return row * self.length + prefix - 1 if prefix else None
+
+
+def require_rows(ids: Sequence[int], rows: int) -> None:
+    """Refuse ids that the word embeddings have no row for: a GPU would end the process over them, or read elsewhere.
+
+    Args:
+        ids: on the CPU.
+        rows: of the embeddings.
+
+    Raises:
+        TokenizerError: naming the ids.
+    """
+    if ids and not (min(ids) >= 0 and max(ids) < rows):
+        strange = sorted({number for number in ids if not 0 <= number < rows})
+        raise TokenizerError(
+            f"token ids {', '.join(map(str, strange[:5]))}{' …' if len(strange) > 5 else ''} have no row in the word "
+            f"embeddings ({rows} rows); use the tokenizer that was saved with the weights"
+        )
 
 
 def split_at_image(ids: Sequence[int], where: str) -> tuple[list[int], list[int], bool]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 from model.backbones.llava import run_rows
-from model.backbones.packing import Row, attention_mask, segment_mask
+from model.backbones.packing import Row, attention_mask, require_rows, segment_mask
 from utils.errors import NumericalError
 
 
@@ -65,8 +65,12 @@ def prefill(llm: LlamaForCausalLM, prefix: Prefix, keep_cache: bool = True) -> P
 
     Returns:
         ``prefix``.
+
+    Raises:
+        TokenizerError: an id that has no row in the word embeddings.
     """
     embedding = llm.get_input_embeddings()
+    require_rows(prefix.ids, llm.config.vocab_size)
     parts = []
     if prefix.ids:
         ids = torch.tensor(prefix.ids, device=embedding.weight.device)
@@ -186,7 +190,7 @@ def generate(
     session: Session,
     suffixes: Sequence[list[int]],
     max_new_tokens: int,
-    eos_token_id: int | None,
+    eos_token_id: int | Sequence[int] | None,
 ) -> list[list[list[int]]]:
     """Greedy answers of several questions in every row.
 
@@ -195,7 +199,7 @@ def generate(
         session: fresh, for as many questions as there are suffixes.
         suffixes: ids after the visual tokens, up to where the answer begins.
         max_new_tokens: at most this many per answer.
-        eos_token_id: ends an answer; None never does.
+        eos_token_id: ends an answer; so does any of several. None never does.
 
     Returns:
         [K][R] generated ids, without the end token.
@@ -203,6 +207,7 @@ def generate(
     Raises:
         NumericalError: the logits of a token are not finite, so there is no most probable one.
     """
+    ends = eos_token_id if isinstance(eos_token_id, Sequence) else [eos_token_id]
     rows = session.prefix.rows
     answers: list[list[list[int]]] = [[[] for _ in range(rows)] for _ in suffixes]
     open_rows = [[True] * rows for _ in suffixes]
@@ -217,7 +222,7 @@ def generate(
             for row, token in enumerate(row_tokens):
                 if token < 0 and open_rows[k][row]:
                     raise not_finite(["logits of a generated token"])
-                open_rows[k][row] = open_rows[k][row] and token != eos_token_id
+                open_rows[k][row] = open_rows[k][row] and token not in ends
                 if open_rows[k][row]:
                     answers[k][row].append(token)
         pieces = {k: tokens[i].clamp(min=0)[:, None] for i, k in enumerate(last) if any(open_rows[k])}
@@ -246,6 +251,8 @@ def read_suffixes(session: Session, suffixes: Sequence[Tensor]) -> list[Tensor]:
         States [R, 1 + S, D] each: entry j predicts token j of the suffix, the last what would follow. Where nothing
         comes before the suffix (an empty prefix), entry 0 is zero.
     """
+    for ids in suffixes:
+        require_rows(ids.flatten().tolist(), session.llm.config.vocab_size)
     pieces = {k: ids for k, ids in enumerate(suffixes) if ids.shape[1]}
     read = session.append(pieces) if pieces else {}
     prefix = session.prefix.states

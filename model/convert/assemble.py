@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from model.config import MoraConfig
-from model.convert.finite import note_non_finite, raise_non_finite
+from model.convert.finite import note_non_finite, raise_non_finite, require_weights
 from model.convert.report import LoadReport
 from model.fields import building
 from model.mora import MoraModel
 from utils.errors import CheckpointError, Problems
-
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""How weights may be stored. Narrower numbers need scales that no layout here has."""
 
 _HEAD = "language_model.lm_head.weight"
 
@@ -88,22 +85,6 @@ def assemble(
     initialise_meta(model, report, dtype, seed)
     model.config.dtype = dtype
     return model.to(device).eval()
-
-
-def require_weights(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors that are no weights: whole numbers, truth values, numbers of eight bits.
-
-    Raises:
-        CheckpointError: naming every such tensor.
-    """
-    problems = Problems()
-    for name, tensor in tensors.items():
-        if tensor.dtype not in WEIGHT_DTYPES:
-            problems.add(name, f"holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers")
-    problems.raise_if_any(
-        CheckpointError,
-        f"{source}: tensors that are no weights (a quantised checkpoint?); use one in float32, bfloat16 or float16",
-    )
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:

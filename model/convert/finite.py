@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from utils.errors import CheckpointError, Problems
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""How weights may be stored. Narrower numbers need scales that no layout here has."""
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -15,7 +18,7 @@ def is_finite(tensor: Tensor) -> bool:
 
     One pass over the values that keeps only two of them, ten times faster than a copy; NaN wins against any number.
     """
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+    if tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
@@ -44,11 +47,27 @@ def note_non_finite(name: str, stored: Tensor, cast: Tensor, problems: Problems)
         problems.add(name, f"{bad} of {stored.numel()} values are NaN or infinite")
 
 
+def require_weights(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that are no weights: whole numbers, truth values, numbers of eight bits.
+
+    Raises:
+        CheckpointError: naming every such tensor.
+    """
+    problems = Problems()
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHT_DTYPES:
+            problems.add(name, f"holds {_word(tensor.dtype)}, not floating-point numbers")
+    problems.raise_if_any(
+        CheckpointError,
+        f"{source}: tensors that are no weights (a quantised checkpoint?); use one in float32, bfloat16 or float16",
+    )
+
+
 def require_finite(tensors: Iterable[tuple[str, Tensor]], source: str, dtype: torch.dtype | None = None) -> None:
     """Refuse weights that hold NaN or an infinity.
 
     Args:
-        tensors: (name, tensor), on any device; tensors of whole numbers pass.
+        tensors: (name, tensor of floating-point numbers), on any device.
         source: file, folder or program they come from, for the message.
         dtype: the precision that they are about to be cast to, in which they must be finite as well; None: as stored.
 
@@ -57,8 +76,7 @@ def require_finite(tensors: Iterable[tuple[str, Tensor]], source: str, dtype: to
     """
     problems = Problems()
     for name, tensor in tensors:
-        wide = dtype is None or not tensor.is_floating_point()
-        note_non_finite(name, tensor, tensor if wide else tensor.to(dtype), problems)
+        note_non_finite(name, tensor, tensor if dtype is None else tensor.to(dtype), problems)
     raise_non_finite(problems, source)
 
 
