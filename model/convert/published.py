@@ -214,9 +214,9 @@ def find_token_id(folder: Path, token: str) -> int | None:
         except DataError as error:
             raise CheckpointError(str(error)) from None
         # Only added_tokens.json is a plain table of tokens; elsewhere a word at the top is the name of a part.
-        found = content.get(token) if name == "added_tokens.json" and isinstance(content, dict) else None
-        found = _id_in(content, token) if found is None else found
-        if found is None:
+        table = {"model": {"vocab": content}} if name == "added_tokens.json" else content
+        found = _id_in(table, token)
+        if found is _UNNAMED:
             continue
         if type(found) is not int or found < 0:
             raise CheckpointError(
@@ -227,18 +227,22 @@ def find_token_id(folder: Path, token: str) -> int | None:
     return None
 
 
+_UNNAMED = object()
+"""Instead of an id, where a file does not name a token; null may be what it gives as the id."""
+
+
 def _id_in(content: Any, token: str) -> Any:
-    """What one tokenizer file, by its content, gives as the token's id; None if it does not name the token."""
+    """What one tokenizer file, by its content, gives as the token's id."""
     if not isinstance(content, dict):
-        return None
+        return _UNNAMED
     added = content.get("added_tokens")
     for entry in added if isinstance(added, list) else ():
         if isinstance(entry, dict) and entry.get("content") == token:
-            return entry.get("id", "absent")
+            return entry.get("id")
     decoder = content.get("added_tokens_decoder")
     for number, entry in decoder.items() if isinstance(decoder, dict) else ():
         if isinstance(entry, dict) and entry.get("content") == token:
             return int(number) if number.isascii() and number.isdigit() and len(number) < 10 else number
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    return vocabulary.get(token) if isinstance(vocabulary, dict) else None
+    return vocabulary.get(token, _UNNAMED) if isinstance(vocabulary, dict) else _UNNAMED

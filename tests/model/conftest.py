@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from model import presets
 from model.mora import MoraModel
+from tests.model.published_layout import write_published
 from utils.batch import IGNORE_INDEX, IMAGE_TOKEN_INDEX, QuestionTensors, VideoTensors
 
 SEG, LOC, EOS = 5, 6, 2
@@ -92,3 +94,9 @@ def model_of(worlds: Worlds) -> Callable[..., MoraModel]:
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """A folder of the published layout with seeded noise, its CLIP tower beside it."""
+    return write_published(tmp_path)

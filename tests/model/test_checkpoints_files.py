@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import SamModel
 
 from model import presets
-from model.checkpoints import load_any, load_sam_checkpoint, read_state_dict
+from model.checkpoints import load_any, load_own, load_sam_checkpoint, read_state_dict
 from model.convert.published import find_token_id
 from model.mora import MoraModel
 from model.sam import SamSegmenter, sam_config
@@ -215,13 +215,13 @@ def test_own_folder_and_its_localization_head(saved, tmp_path):
 
 def test_a_tower_or_sam_that_is_not_there_or_not_used(saved, tmp_path):
     """The folder brings both, so neither path is needed; a wrong one is refused all the same, a right one named."""
-    _, folder = saved
+    model, folder = saved
     with pytest.raises(CheckpointError, match="--vision-tower /nowhere/clip: no such file or folder"):
         load_any(folder, vision_tower="/nowhere/clip")
     with pytest.raises(CheckpointError, match="--vision_pretrained sam.pth: no such file or folder"):
         load_any(folder, "sam.pth")
-    for name in ("clip", "sam.pth"):
-        (tmp_path / name).mkdir()
+    model.vision_tower.save_pretrained(tmp_path / "clip")
+    torch.save(model.sam.state_dict(), tmp_path / "sam.pth")
     _, report = load_any(folder, tmp_path / "sam.pth", tmp_path / "clip")
     assert [note for note in report.notes if "NOT USED" in note] == [
         f"{tmp_path / 'clip'} NOT USED: the checkpoint brings its vision tower",
@@ -229,6 +229,51 @@ def test_a_tower_or_sam_that_is_not_there_or_not_used(saved, tmp_path):
     ]
     _, report = load_any(folder, vision_tower="openai/clip-vit-large-patch14")  # not fetched
     assert "openai/clip-vit-large-patch14 NOT USED" in str(report)
+
+
+def test_something_else_where_a_sam_or_a_tower_is_expected(saved, tmp_path):
+    """A wrong file is noticed on the first run, not on the first run that needs it."""
+    model, folder = saved
+    clip, sam = tmp_path / "clip", tmp_path / "sam.pth"
+    model.vision_tower.save_pretrained(clip)
+    torch.save(model.sam.state_dict(), sam)
+    (tmp_path / "notes.pth").write_text("to do")
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    (tmp_path / "noise.pth").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "half.pth").write_bytes(sam.read_bytes()[: sam.stat().st_size // 2])
+    (tmp_path / "empty").mkdir()
+    names = {
+        "image_encoder.patch_embed.seq.0.c.weight": torch.zeros(2),
+        "mask_decoder.iou_token.weight": torch.zeros(2),
+    }
+    torch.save(names, tmp_path / "other_sam.pth")
+    for name in ("notes.pth", "pointer.pth", "noise.pth", "half.pth", "empty", "clip", "other_sam.pth"):
+        with pytest.raises(CheckpointError, match=str(tmp_path / name)):
+            load_any(folder, vision_pretrained=tmp_path / name)
+    (tmp_path / "sam_folder").mkdir()
+    (tmp_path / "sam_folder" / "config.json").write_text('{"model_type": "clip_vision_model"}')
+    save_file(model.sam.state_dict(), tmp_path / "sam_folder" / "model.safetensors")
+    for name in ("notes.pth", "sam.pth", "empty", "sam_folder"):
+        with pytest.raises(CheckpointError, match=str(tmp_path / name)):
+            load_any(folder, vision_tower=tmp_path / name)
+
+
+def test_every_loader_takes_sam_and_tower_alike(saved, tmp_path):
+    """Positional, by name, and by the name that SAM had in earlier versions."""
+    model, folder = saved
+    model.vision_tower.save_pretrained(tmp_path / "clip")
+    torch.save(model.sam.state_dict(), tmp_path / "sam.pth")
+    sam, tower = tmp_path / "sam.pth", tmp_path / "clip"
+    notes = {
+        tuple(call().notes)
+        for call in (
+            lambda: load_any(folder, sam, tower)[1],
+            lambda: load_own(folder, sam, tower)[1],
+            lambda: load_own(folder, vision_tower=tower, vision_pretrained=sam)[1],
+            lambda: load_own(folder, vision_tower=tower, sam_checkpoint=sam)[1],
+        )
+    }
+    assert len(notes) == 1 and len(notes.pop()) == 2
 
 
 def test_own_folder_must_be_complete(saved, tmp_path):
