@@ -6,7 +6,6 @@ layouts.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import MoraConfig, note_wrong_values
+from model.config import MoraConfig, stored_config
 from model.convert.assemble import assemble
 from model.convert.export_card import exported_digests, require_undamaged, stored_digests
 from model.convert.finite import note_non_finite, raise_non_finite, require_weights
@@ -43,7 +42,7 @@ from model.convert.sources import (
     resolve_folder,
 )
 from model.convert.state_files import read_state_dict
-from model.fields import building, shown
+from model.fields import shown
 from model.mora import MoraModel
 from model.sam import SamSegmenter
 from utils.errors import CheckpointError, ConfigError, Problems
@@ -243,6 +242,10 @@ def _published(request: _Request) -> _Reading:
         "seg_token_id": _token_id(folder, request.overrides.get("seg_token", "[SEG]"), text_config.vocab_size),
         "loc_token_id": _token_id(folder, request.overrides.get("loc_token", "[LOC]"), text_config.vocab_size),
     }
+    try:
+        build_config(fields, {})
+    except ConfigError as error:
+        raise ConfigError(f"{folder}/config.json: {error}") from None
     config = build_config(fields, request.overrides, request.attn_implementation)
     require_sizes(config, tensors, {"text_config": folder / "config.json", "vision_config": tower / "config.json"})
     fresh = []
@@ -258,6 +261,7 @@ def _own(request: _Request) -> _Reading:
     folder, saved, report = request.folder, request.stored, request.report
     if saved.get("model_type") != MoraConfig.model_type:
         raise CheckpointError(f"{folder}/config.json: model_type is {shown(saved.get('model_type'))}, not 'mora'")
+    before = stored_config(saved, folder / "config.json")
     tensors = strip_wrappers(read_state_dict(folder))
     tower = {name: tensors.pop(name) for name in list(tensors) if name.startswith("vision_tower.")}
     clip, _ = rename_clip(strip_prefix(tower, "vision_tower."))
@@ -269,7 +273,6 @@ def _own(request: _Request) -> _Reading:
     elif request.vision_tower is not None:
         fill_tower(tensors, resolve_folder(request.vision_tower, beside=folder), report)
     fill_sam(tensors, request.vision_pretrained, report)
-    before = stored_config(saved, folder / "config.json")
     require_sizes(before, tensors, {"": folder / "config.json"})
     config = build_config(before.to_dict(), request.overrides, request.attn_implementation)
     if config.loc_mode != before.loc_mode:
@@ -311,31 +314,6 @@ def load_sam_checkpoint(model: MoraModel | SamSegmenter, path: str | Path) -> Lo
     sam.load_state_dict(tensors, strict=True)
     report.loaded = len(tensors)
     return report
-
-
-def stored_config(saved: Mapping[str, Any], path: Path) -> MoraConfig:
-    """The configuration that ``save_pretrained`` wrote.
-
-    Args:
-        saved: content of the file.
-        path: of the file, for messages.
-
-    Raises:
-        ConfigError: with every field that is unknown or cannot be used.
-    """
-    problems = Problems()
-    known = {*inspect.signature(MoraConfig.__init__).parameters, *MoraConfig().to_dict(), "torch_dtype"}
-    for name in sorted(saved.keys() - known):
-        if not name.startswith("_"):
-            problems.add(name, "not a field of MoraConfig; remove it, or use the version of the program that wrote it")
-    note_wrong_values(saved, problems)
-    where = f"{path}: use the config.json that was saved with these weights"
-    problems.raise_if_any(ConfigError, where)
-    try:
-        with building(str(path)):
-            return MoraConfig.from_dict(dict(saved))
-    except ConfigError as error:
-        raise ConfigError(f"{where}; {error}") from None
 
 
 def build_config(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, SamConfig
@@ -257,3 +259,28 @@ def _check_sam(sam: SamConfig, problems: Problems) -> None:
             "sam_config.vision_config.global_attn_indexes",
             f"is {list(vision.global_attn_indexes)}; the encoder has {vision.num_hidden_layers} layers",
         )
+
+
+def stored_config(saved: Mapping[str, Any], path: Path) -> MoraConfig:
+    """The configuration that ``save_pretrained`` wrote.
+
+    Args:
+        saved: content of the file.
+        path: of the file, for messages.
+
+    Raises:
+        ConfigError: with every field that is unknown or cannot be used.
+    """
+    problems = Problems()
+    known = {*inspect.signature(MoraConfig.__init__).parameters, *MoraConfig().to_dict(), "torch_dtype"}
+    for name in sorted(saved.keys() - known):
+        if not name.startswith("_"):
+            problems.add(name, "not a field of MoraConfig; remove it, or use the version of the program that wrote it")
+    note_wrong_values(saved, problems)
+    where = f"{path}: use the config.json that was saved with these weights"
+    problems.raise_if_any(ConfigError, where)
+    try:
+        with fields.building(str(path)):
+            return MoraConfig.from_dict(dict(saved))
+    except ConfigError as error:
+        raise ConfigError(f"{where}; {error}") from None

@@ -60,6 +60,10 @@ def one_of(*values: Any) -> Rule:
     return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), f"one of {listed}")
 
 
+_SCALED = {"linear", "dynamic", "yarn", "llama3"}
+"""Kinds of rotary positions that have no meaning without a factor."""
+
+
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
@@ -68,16 +72,16 @@ def _is_rope(value: Any) -> bool:
     """Whether the settings of rotary positions are an object of positive numbers with a name that is known."""
     if not isinstance(value, Mapping):
         return False
-    names = {"rope_type", "type"} & value.keys()
-    numbers = [item for key, item in value.items() if key not in names]
+    kinds = [value[name] for name in ("rope_type", "type") if name in value]
+    if not all(isinstance(kind, str) and kind in {"default", *ROPE_INIT_FUNCTIONS} for kind in kinds):
+        return False
+    numbers = [item for key, item in value.items() if key not in ("rope_type", "type")]
     numbers = [each for item in numbers for each in (item if isinstance(item, list) else [item])]
+    base, factor = value.get("rope_theta", 2), value.get("factor", None if _SCALED & {*kinds} else 1)
     return (
-        all(isinstance(value[name], str) and value[name] in {"default", *ROPE_INIT_FUNCTIONS} for name in names)
-        and all(each is None or type(each) is bool or (_is_number(each) and 0 < each < 1e12) for each in numbers)
-        and _is_number(value.get("rope_theta", 2))
-        and value.get("rope_theta", 2) > 1
-        and _is_number(value.get("factor", 1))
-        and value.get("factor", 1) >= 1
+        all(each is None or type(each) is bool or (_is_number(each) and 0 < each < 1e12) for each in numbers)
+        and (_is_number(base) and base > 1)
+        and (_is_number(factor) and factor >= 1)
     )
 
 
