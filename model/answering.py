@@ -35,7 +35,7 @@ class Request:
     max_new_tokens: int
     force_seg_token: bool
     force_loc_token: bool
-    eos_token_id: int | None
+    eos_token_id: int | Sequence[int] | None
     use_cache: bool
     mask_threshold: float | None = None
     frames_per_pass: int | None = None

@@ -20,6 +20,7 @@ from model import answering
 from model.backbones.llava import Projector, vision_features
 from model.config import MoraConfig
 from model.context import Answer, Reading, VideoContext
+from model.convert.finite import require_finite
 from model.initialization import initialize_module, resize_vocabulary
 from model.localization import build_loc_head
 from model.losses import LossWeights
@@ -66,6 +67,19 @@ class MoraModel(PreTrainedModel):
         if loc_head is not None:
             self.loc_head = loc_head
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, for a folder that ``save_pretrained`` wrote; :func:`model.checkpoints.load_any` opens
+        more layouts and says more.
+
+        Raises:
+            CheckpointError: weights that are NaN or infinite, by name.
+        """
+        loaded = super().from_pretrained(source, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        require_finite(model.named_parameters(), str(source))
+        return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -206,7 +220,7 @@ class MoraModel(PreTrainedModel):
         max_new_tokens: int = 32,
         force_seg_token: bool = False,
         force_loc_token: bool = False,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         use_cache: bool = True,
     ) -> list[Answer]:
         """Answer questions with masks and times.
@@ -219,7 +233,7 @@ class MoraModel(PreTrainedModel):
             max_new_tokens: at most this many per answer.
             force_seg_token: append [SEG] to an answer without one.
             force_loc_token: append [LOC] to an answer without one.
-            eos_token_id: ends an answer; default: the language model's.
+            eos_token_id: ends an answer, as does any of several; default: the language model's.
             use_cache: as in :meth:`read`.
 
         Returns:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from model.checkpoints import load_any, load_sam_checkpoint, read_state_dict
 from model.convert.finite import is_finite, require_finite
+from model.mora import MoraModel
 from tests.model.published_layout import SAM, edit, noise
 from training.weights import fit_weights
 from utils.errors import CheckpointError
@@ -78,6 +79,8 @@ def test_a_base_with_bad_values_is_refused_with_every_name(base, value):
     for name in PARTS:
         assert f"{name}: 1 of " in str(error.value)
     assert str(folder) in str(error.value) and f"({len(PARTS)} problems)" in str(error.value)
+    with pytest.raises(CheckpointError, match=rf"{folder}.*not finite"):
+        MoraModel.from_pretrained(folder)
 
 
 def test_values_that_the_precision_cannot_hold(base):
