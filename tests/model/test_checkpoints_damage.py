@@ -157,7 +157,7 @@ def test_shards_in_a_folder_below(tmp_path, where):
 )  # fmt: skip
 def test_values_of_an_index(tmp_path, value):
     """The right entry beside it does not hide it, and no file elsewhere is opened."""
-    save_file(TENSORS, tmp_path.parent / "x.safetensors")
+    save_file({"wrong": torch.zeros(2)}, tmp_path / "x.safetensors")
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"right": torch.zeros(2)}, folder / "one.safetensors")
@@ -166,6 +166,9 @@ def test_values_of_an_index(tmp_path, value):
         read_state_dict(folder)
     assert "index.json" in str(error.value) and "weight_map['also']: is 7" in str(error.value)
     assert "2 problems" in str(error.value)
+    write_index(folder, {"right": "one.safetensors", "wrong": value})
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        read_state_dict(folder)
 
 
 @pytest.mark.parametrize("content", ["[1]", "5", '"x"', "null", '{"weight_map": []}', '{"weight_map": "x"}', "{", ""])
