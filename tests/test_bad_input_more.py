@@ -129,9 +129,16 @@ def test_a_base_that_lacks_a_part(train, tiny_base, tmp_path):  # noqa: F811
     del state["text_hidden_fcs.0.2.bias"]
     save_file(state, tmp_path / "base" / "model.safetensors")
     clear_error(train("--version", tmp_path / "base"), "text_hidden_fcs.0.2.bias: missing", "--allow_missing")
-    done = train("--version", tmp_path / "base", "--allow_missing", "text_hidden_fcs.*", "--vision-tower", tmp_path)
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tower / "config.json").write_text(json.dumps(config["vision_config"]))
+    prefix = "vision_tower."
+    part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    save_file(part, tower / "model.safetensors")
+    done = train("--version", tmp_path / "base", "--allow_missing", "text_hidden_fcs.*", "--vision-tower", tower)
     assert done.status == 0, done.err
-    assert "newly initialised: text_hidden_fcs.0.2" in done.out and f"{tmp_path} NOT USED" in done.out
+    assert "newly initialised: text_hidden_fcs.0.2" in done.out and f"{tower} NOT USED" in done.out
 
 
 def test_an_export_from_what_is_no_weights(programs, tiny_base, tmp_path):  # noqa: F811
