@@ -124,3 +124,21 @@ def test_two_processes_follow_the_curve_of_one(train, tmp_path):
     done = train(killed, *flags, processes=2)
     assert done.status == 0, done.err
     assert curve(killed) == pytest.approx(curve(two), rel=1e-6)
+
+
+def test_ctrl_c_ends_a_run_that_a_shell_made_deaf_to_it(train, tmp_path):
+    """As in ``train_ds.py ... &`` of a script."""
+    deaf = "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    done = train(tmp_path, before=deaf + KILL_AT_ITEM.format(number=8).replace("SIGKILL", "SIGINT"))
+    assert done.status == 130 and "Traceback" not in done.err, done.err
+    assert done.err.rstrip().endswith("the same command goes on from the last one")
+    assert step_of(tmp_path) == 3
+
+
+@pytest.mark.parametrize("flags", [("--lr", -1), ("--no_such_flag",), ("--dataset", "groundmoar")])
+def test_a_mistake_in_the_flags_is_said_once_by_two_processes(train, tmp_path, flags):
+    done = train(tmp_path, *flags, processes=2)
+    assert done.status in (1, 2)
+    assert done.err.count(str(flags[-1])) == 1, done.err
+    assert "Traceback" not in done.err and "PeerError" not in done.err and "RendezvousError" not in done.err
+    assert not (tmp_path / "run").exists()

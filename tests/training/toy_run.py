@@ -20,7 +20,9 @@ from torch import nn
 from training.arguments import build_parser
 from training.checkpointing import CheckpointStore
 from training.engine import Trainer, start_engine
-from utils.distributed import World, start_world, stop_world
+from training.program import run_program
+from training.run_folder import hold_run_folder
+from utils.distributed import World, start_world
 
 
 class ToyBatch:
@@ -105,26 +107,31 @@ def kill_inside_save(trainer: Trainer, at_step: int) -> None:
     storage.save = save
 
 
-def main() -> None:
+def work(args, hooks: dict[str, int]) -> None:
+    """What train_ds.py does, with the toy."""
+    world = start_world(use_cuda=False)
+    folder = Path(args.log_base_dir)
+    with hold_run_folder(folder / args.exp_name, world, patience=0.5):
+        trainer, store = toy_trainer(args, world, ToyData(hooks.get("--kill_at_item")))
+        first = store.load(trainer.engine, store.rolling)["step"] if store.recover() else 0
+        if "--kill_while_saving" in hooks:
+            kill_inside_save(trainer, hooks["--kill_while_saving"])
+        if "--limit_file_size" in hooks:
+            limit = hooks["--limit_file_size"]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        trainer.fit(first)
+        if world.is_main:
+            torch.save(trainer.engine.module.state_dict(), folder / "final.pt")
+
+
+def main() -> int:
     folder, argv = Path(sys.argv[1]), sys.argv[2:]
     hooks = {}
     while argv and argv[0] in ("--kill_at_item", "--kill_while_saving", "--limit_file_size"):
         hooks[argv[0]] = int(argv[1])
         argv = argv[2:]
-    args = toy_arguments(folder, *argv)
-    world = start_world(use_cuda=False)
-    trainer, store = toy_trainer(args, world, ToyData(hooks.get("--kill_at_item")))
-    first = store.load(trainer.engine, store.rolling)["step"] if store.recover() else 0
-    if "--kill_while_saving" in hooks:
-        kill_inside_save(trainer, hooks["--kill_while_saving"])
-    if "--limit_file_size" in hooks:
-        limit = hooks["--limit_file_size"]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    trainer.fit(first)
-    if world.is_main:
-        torch.save(trainer.engine.module.state_dict(), folder / "final.pt")
-    stop_world()
+    return run_program(lambda: toy_arguments(folder, *argv), lambda args: work(args, hooks))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

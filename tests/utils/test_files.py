@@ -144,3 +144,19 @@ def test_a_folder_moved_aside_by_a_killed_export_comes_back(tmp_path):
     with pytest.raises(OSError), atomic_directory(tmp_path / "it"):
         raise OSError("a full disk")
     assert names(tmp_path) == ["it", "new"]
+
+
+def test_ctrl_c_between_the_two_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "it").mkdir()
+    (tmp_path / "new").mkdir()
+    rename = os.rename
+
+    def interrupted(source, target):
+        if source == tmp_path / "new":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_directory(tmp_path / "new", tmp_path / "it")
+    assert names(tmp_path) == ["it", "new"]
