@@ -357,6 +357,9 @@ def say_last_words(error: BaseException | str) -> None:
                 if store.add("ended", 0) >= launch.size:
                     break
                 time.sleep(0.1)
+    if is_running() and dist.get_backend() == "gloo":  # its threads may abort a process that exits beside them
+        with contextlib.suppress(RuntimeError):
+            stop_world()
 
 
 def _is_said(store: dist.Store, error: BaseException | str, message: str, wait: bool) -> bool:
