@@ -79,9 +79,7 @@ def check_digests(folder: str | Path, rank: int = 0, size: int = 1, within: str 
             logger.warning("%s: has no %s; damage to its files would go unnoticed", folder, DIGESTS)
         return
     expected = {
-        name: entry
-        for name, entry in _read(folder / DIGESTS).items()
-        if within is None or name.split("/")[0] == within
+        name: entry for name, entry in _read(folder / DIGESTS).items() if within is None or name.split("/")[0] == within
     }
     problems = Problems()
     present = {}
@@ -95,9 +93,12 @@ def check_digests(folder: str | Path, rank: int = 0, size: int = 1, within: str 
             problems.add(str(path), f"cannot be read, probably truncated ({found:,} of {full:,} bytes)")
         else:
             present[name] = path
-    for name, found in digest_files(folder, present.values()).items():
-        if found != expected[name]:
-            problems.add(str(folder / name), "its content is not what was written")
+    try:
+        for name, found in digest_files(folder, present.values()).items():
+            if found != expected[name]:
+                problems.add(str(folder / name), "its content is not what was written")
+    except OSError as error:
+        problems.add(str(error.filename or folder), f"cannot be read ({error.strerror or error})")
     if rank == 0:
         inside = {path.relative_to(folder).as_posix() for path in listed_files(folder) if path.parent != folder}
         ours = {name.split("/")[0] for name in expected if "/" in name}
