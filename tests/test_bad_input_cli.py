@@ -273,15 +273,17 @@ def test_a_full_disk_keeps_the_checkpoint_and_room_lets_the_run_go_on(clean, tra
     done = train("--epochs", 2, "--num_frames", 2)
     assert done.status == 0, done.err
     assert json.loads((checkpoint / "run.json").read_text())["step"] == 2
-    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["ckpt_model", "metrics.jsonl", "tensorboard"]
+    left = sorted(path.name for path in checkpoint.parent.iterdir())
+    assert left == ["ckpt_model", "logs_of_run", "metrics.jsonl", "run.lock", "tensorboard"]
 
 
 def test_a_run_that_exists_is_not_overwritten(clean, trained, train, tmp_path):
     (tmp_path / "data").symlink_to(clean)
     shutil.copytree(trained, tmp_path / "runs")
+    (tmp_path / "runs" / "run" / "run.lock").unlink()  # says who had it last
     before = contents(tmp_path / "runs")
     clear_error(train("--no-auto_resume"), "would overwrite it", "--auto_resume")
-    clear_error(train("--epochs", 2, "--lora_r", 4), "does not fit this model", "run.json")
+    clear_error(train("--epochs", 2, "--lora_r", 4), "another one", "--lora_r 8", "--lora_r 4", "run.json")
     assert {name: data for name, data in contents(tmp_path / "runs").items() if name in before} == before
 
 
@@ -296,9 +298,9 @@ def test_export(trained, programs, tiny_base, tmp_path):  # noqa: F811
     assert merge().status == 0
     before = contents(tmp_path / "merged")
     clear_error(merge("--weight", "/nowhere/w", "--version", "/nowhere/b"), "--weight: /nowhere/w", "--version: /now")
-    clear_error(merge("--lora_r", 3), "--lora_r 3, but the adapters", "rank 8")
-    clear_error(merge("--seg_only"), "loc_head.query.weight", "no place in the model")
-    clear_error(merge("--visual_mode", "frame", "--loc_mode", "frame"), "loc_mode", "use 'global'")
+    clear_error(merge("--lora_r", 3), "--lora_r: 3, but the weights were trained with 8")
+    clear_error(merge("--seg_only"), "--seg_only: the weights were trained with --loc_mode global")
+    clear_error(merge("--visual_mode", "frame", "--loc_mode", "frame"), "--visual_mode: frame", "--loc_mode global")
     clear_error(merge("--weight", tmp_path), "no weights; expected model.safetensors")
     (tmp_path / "file").write_text("x")
     clear_error(merge("--save_path", tmp_path / "file"), "--save_path", "is a file; give a folder")

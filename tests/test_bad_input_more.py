@@ -93,11 +93,11 @@ def test_places_that_cannot_be_written(train, evaluate, programs, tiny_base, tmp
 def test_cards_of_another_kind(train, evaluate, tmp_path):
     assert train().status == 0
     card = tmp_path / "runs" / "run" / "ckpt_model" / "run.json"
-    whole = json.loads(card.read_text())
+    whole = card.read_bytes()
     for content, words in (([], "format None"), ({"format": 1}, "has no epoch, step, world_size")):
         card.write_text(json.dumps(content))
         clear_error(train(), "run.json", words)
-    card.write_text(json.dumps(whole))
+    card.write_bytes(whole)
     assert train().status == 0
     assert evaluate("--predict_only").status == 0
     (tmp_path / "out" / "run.json").write_text('{"format": "mora-run-1", "fingerprint": "x"}')
@@ -173,7 +173,7 @@ def test_a_full_disk_while_exporting(programs, tiny_base, tmp_path):  # noqa: F8
     done = programs("merge_lora_weights_and_save_hf_model.py", *flags, limit=100_000)
     clear_error(done, str(tmp_path / "model"), "untouched", "Make room")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".old"))] == []
 
 
 def test_a_full_disk_while_evaluating_names_the_file(evaluate, tmp_path):

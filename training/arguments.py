@@ -198,6 +198,8 @@ def check_model_flags(args: argparse.Namespace, problems: Problems) -> None:
     """Note contradictions and missing files among the flags of :func:`add_model_flags`."""
     if args.seg_only and args.loc_mode is not None:
         problems.add("--seg_only", f"leaves no [LOC] head for --loc_mode {args.loc_mode}; give one of the two")
+    if args.loc_mode == "frame" and args.visual_mode not in (None, "frame"):
+        problems.add("--loc_mode", f"'frame' needs --visual_mode frame, not {args.visual_mode!r}; use 'global'")
     if args.vision_pretrained is not None and not Path(args.vision_pretrained).exists():
         problems.add("--vision_pretrained", f"{args.vision_pretrained}: no such file; download sam_vit_h_4b8939.pth")
     if not Path(args.version).exists() and not is_hub_name(args.version):
