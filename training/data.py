@@ -85,7 +85,7 @@ class _CollateUnlessError:
         return self.collate(items)
 
 
-_TO_DIE = 1.0
+_TO_DIE = 15.0
 """Seconds for a process whose pipe has broken to be gone."""
 
 _HINTS = {
@@ -158,7 +158,10 @@ class StepLoader:
             return error
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise at any moment from here on
         if "Caught " not in str(error):  # else a worker reports an error of its own, and lives
-            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=_TO_DIE)
+            ready = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=_TO_DIE)
+            for worker in workers:
+                if worker.sentinel in ready:
+                    worker.join(_TO_DIE)  # its pipe closes a moment before it has an exit code
         dead = [
             f"data worker {number} (process {worker.pid}) {_ended_by(worker.exitcode)}"
             for number, worker in enumerate(workers)
