@@ -27,7 +27,7 @@ unset "${!SLURM_JOB@}" "${!SBATCH@}"
 
 finish() {
   local status=$? pid
-  [ "$status" -eq 0 ] || tail -n 30 "$work"/*.log
+  [ "$status" -eq 0 ] || tail -n 150 "$work"/*.log
   scancel --user root 2> /dev/null || true
   for pid in "$work"/*.pid; do
     [ -s "$pid" ] && kill "$(cat "$pid")" 2> /dev/null || true

@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 
 from evaluation.ending import ending_on_sigterm
-from utils.distributed import as_lost_peer, say_last_words, stop_world
+from utils.distributed import as_lost_peer, barrier, say_last_words, stop_world
 from utils.errors import MoraError
 from utils.terminal import write_any_text
 
@@ -29,6 +29,8 @@ def run_program(parse: Callable[[], argparse.Namespace], work: Callable[[argpars
     try:
         with ending_on_sigterm():
             work(_parse_once(parse))
+            with contextlib.suppress(RuntimeError):
+                barrier()  # gloo's threads may abort a process whose peer hangs up while they still listen
             stop_world()
             return 0
     except KeyboardInterrupt as ending:
