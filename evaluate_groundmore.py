@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_any_text()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        from evaluation.arguments import parse_arguments  # late: scoring processes import this file, and need no model
+        from evaluation.settings import parse_arguments  # late: scoring processes import this file, and need no model
 
         args = parse_arguments(argv)
         from evaluation.run import evaluate

@@ -18,9 +18,9 @@ def main() -> int:
     # Else torch's sockets print stacks of C++ frames whenever another process ends; what happened is said in words.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        from training.arguments import parse_arguments
         from training.program import run_program
         from training.run import train
+        from training.settings import parse_arguments
     except KeyboardInterrupt:
         return 130
     return run_program(parse_arguments, train)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from benchmarks.stages import FrameCounter, Stages
-from datasets.preprocess import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import ClipPreprocessor, SamPreprocessor
 from model.mora import MoraModel
 from utils.batch import IMAGE_TOKEN_INDEX
 

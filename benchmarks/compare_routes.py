@@ -17,7 +17,7 @@ from benchmarks.official_davis import official_clip
 from benchmarks.stages import Stages, peak_bytes, reset_peak
 from benchmarks.workload import FULL_TEST, Bench
 from datasets.sample import Query, VideoRecord
-from evaluation.predictor import MoraPredictor
+from evaluation.engine.predictor import MoraPredictor
 from evaluation.records import read_record
 from utils.masks import decode_rle
 from utils.video import read_frame

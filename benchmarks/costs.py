@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.checkpoints.assemble import empty_model
 from model.config import MoraConfig
-from model.convert.assemble import empty_model
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What each step of :mod:`model.sam_encoder` gains over ``transformers``' own image encoder, and how exact it is.
+"""What each step of SAM's fast encoder gains over ``transformers``' own image encoder, and how exact it is.
 
     python -m benchmarks.sam_encoder --preset tiny
     python -m benchmarks.sam_encoder --preset vit_h --device cuda --peak 790 --kernels
@@ -29,10 +29,10 @@ from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from benchmarks.sam_kernels import measure_kernels
-from model.convert.shapes import sam_config_of
-from model.convert.sources import read_sam
-from model.sam import HalfSafeNeck, sam_config
-from model.sam_encoder import FastEncoder
+from model.checkpoints.shapes import sam_config_of
+from model.checkpoints.sources import read_sam
+from model.segmenters.sam import HalfSafeNeck, sam_config
+from model.segmenters.sam_encoder import FastEncoder
 
 
 @dataclass(frozen=True)

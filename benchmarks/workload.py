@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
-from datasets.groundmore import GroundMoRe
-from datasets.motion_world.corpora import CorpusPlan, write_corpora
-from datasets.motion_world.settings import WorldSettings
+from datasets.corpora.groundmore import GroundMoRe
 from datasets.sample import Query, VideoRecord
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.settings import WorldSettings
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from evaluation.protocol import Protocol
 from model import presets
+from model.checkpoints.assemble import empty_model
 from model.config import MoraConfig
-from model.convert.assemble import empty_model
 from model.mora import MoraModel
 from utils.errors import ConfigError
 

@@ -19,7 +19,7 @@ from datasets.conversation import (
     segmentation_question,
     template_named,
 )
-from datasets.preprocess import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import ClipPreprocessor, SamPreprocessor
 from datasets.sample import Query, VideoSample
 from datasets.tokenization import MoraTokenizer
 from utils.batch import MoraBatch, QuestionTensors, VideoTensors

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.corpus import Corpus
-from datasets.groundmore import GroundMoRe
-from datasets.mevis import MeViS
-from datasets.refer_youtube_vos import ReferYoutubeVos
+from datasets.corpora.base import Corpus
+from datasets.corpora.groundmore import GroundMoRe
+from datasets.corpora.mevis import MeViS
+from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
 from datasets.sample import VideoRecord, VideoSample
 from datasets.sampling import STRATEGIES, draw_sample
 from utils.errors import ConfigError
@@ -159,7 +159,7 @@ def build_mixture(
         num_frames: see :class:`Mixture`.
         max_queries: see :class:`Mixture`.
         strategy: see :class:`Mixture`.
-        on_problem: "raise" or "skip"; see :class:`datasets.corpus.Corpus`.
+        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Corpus`.
 
     Raises:
         ConfigError: unknown or repeated keys, rates that do not fit.

@@ -10,8 +10,8 @@ from pathlib import Path
 from datasets.sample import QUESTION_TYPES
 from evaluation.comparison import COMPARED, COMPARISON_FORMAT, LOWER_IS_BETTER, compare, read_scored_run
 from evaluation.outputs import note_foreign_file, note_own_place
-from evaluation.report import layout
-from evaluation.summary import OVERALL, ROWS
+from evaluation.report.text import layout
+from evaluation.scoring.summary import OVERALL, ROWS
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.files import write_json
 from utils.paths import user_path

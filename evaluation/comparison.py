@@ -11,8 +11,8 @@ import numpy as np
 
 from evaluation.outputs import read_whole, reading_results
 from evaluation.protocol import Protocol
-from evaluation.statistics import METHOD, VideoBootstrap
-from evaluation.summary import MEASURES, ROWS, row_values, split_table
+from evaluation.scoring.statistics import METHOD, VideoBootstrap
+from evaluation.scoring.summary import MEASURES, ROWS, row_values, split_table
 from utils.errors import ConfigError, DataError, Problems
 
 COMPARISON_FORMAT = "mora-comparison-1"

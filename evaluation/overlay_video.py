@@ -23,14 +23,14 @@ import numpy as np
 
 from datasets.sample import Query, VideoRecord
 from evaluation.outputs import PICTURE_MARK, note_foreign_file
-from evaluation.pictures import loc_curve, question_picture, write_png
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
-from evaluation.report_page import add_run_flags, read_evaluation
-from evaluation.truth import question_window, read_truth
+from evaluation.report.page import add_run_flags, read_evaluation
+from evaluation.report.pictures import loc_curve, question_picture, write_png
+from evaluation.scoring.truth import question_window, read_truth
+from utils.drawing import draw_overlay, text_strip
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.masks import decode_rle
-from utils.overlay import draw_overlay, text_strip
 from utils.paths import user_path
 from utils.terminal import write_any_text
 from utils.video import read_frame

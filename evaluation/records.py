@@ -4,7 +4,7 @@ Layout of an output folder::
 
     run.json                          settings of the run and their fingerprint
     records/<video_id>/<query_id>.json
-    scores/<video_id>.json            scores of those records, see evaluation/score.py
+    scores/<video_id>.json            scores of those records, see evaluation/scoring/score.py
 
 A record is either a prediction or a failure with its reason. Masks are COCO run lengths before any refinement by [LOC],
 so that one set of records can be scored under several thresholds.

@@ -14,29 +14,29 @@ from pathlib import Path
 
 import torch
 
-from datasets.groundmore import GroundMoRe
+from datasets.corpora.groundmore import GroundMoRe
 from datasets.tokenization import MoraTokenizer, load_tokenizer
-from evaluation.arguments import PRECISIONS, protocol_of
-from evaluation.ending import ending_on_sigterm
-from evaluation.pool import ScoringPool
-from evaluation.predict import Options, forget_failures, predict_corpus, question_states
-from evaluation.predictor import MoraPredictor
+from evaluation.engine.ending import ending_on_sigterm
+from evaluation.engine.predict import Options, forget_failures, predict_corpus, question_states
+from evaluation.engine.predictor import MoraPredictor
+from evaluation.engine.selection import Selected, select
+from evaluation.engine.shards import share_of
 from evaluation.protocol import Protocol
 from evaluation.records import open_run, read_run
-from evaluation.report import format_report, write_results
-from evaluation.report_page import write_report_page
-from evaluation.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
-from evaluation.selection import Selected, select
-from evaluation.shards import share_of
-from evaluation.summary import summarise
-from model.checkpoints import load_any
-from model.convert.export_card import require_own_tokenizer
-from model.convert.published import read_config
-from model.convert.sources import resolve_folder
+from evaluation.report.page import write_report_page
+from evaluation.report.text import format_report, write_results
+from evaluation.scoring.pool import ScoringPool
+from evaluation.scoring.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
+from evaluation.scoring.summary import summarise
+from evaluation.settings import PRECISIONS, protocol_of
+from model.checkpoints.export_card import require_own_tokenizer
+from model.checkpoints.opening import load_any
+from model.checkpoints.published import read_config
+from model.checkpoints.sources import resolve_folder
 from model.mora import MoraModel
 from utils.digests import tensors_digest
-from utils.distributed import gpu_of, share_threads
 from utils.errors import CheckpointError, ConfigError, TokenizerError
+from utils.processes.distributed import gpu_of, share_threads
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Run what the flags ask for.
 
     Args:
-        args: from ``evaluation.arguments.parse_arguments``.
+        args: from ``evaluation.settings.parse_arguments``.
 
     Returns:
         0, or 1 if some question failed.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.backbones.packing import FILLER_ID, split_at_image
-from model.backbones.reading import Prefix, generate, not_finite, open_session, prefill, read_suffixes
+from model.backbones.sessions import Prefix, generate, not_finite, open_session, prefill, read_suffixes
 from model.context import NO_MASK_LOGIT, Answer, Reading, VideoContext
 from model.plan import find
 from utils.errors import ConfigError

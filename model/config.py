@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, SamCon
 
 from model import fields
 from model.localization import LOC_HEADS
-from model.sam import sam_config as original_sam
+from model.segmenters.sam import sam_config as original_sam
 from utils.errors import ConfigError, Problems
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -93,7 +93,7 @@ class MoraConfig(PretrainedConfig):
         backbone: which multimodal LLM; "llava" is a Llama decoder with a CLIP vision tower.
         text_config: Llama decoder (``LlamaConfig`` or dict).
         vision_config: CLIP vision tower (``CLIPVisionConfig`` or dict).
-        sam_config: SAM (``SamConfig`` or dict, made by :func:`model.sam.sam_config`; default: ViT-H).
+        sam_config: SAM (``SamConfig`` or dict, made by :func:`model.segmenters.sam.sam_config`; default: ViT-H).
         vision_select_layer: index into the tower's hidden states; -2 is the input of its last layer.
         projector: "linear" (LLaVA v1) or "mlp" (two layers with GELU).
         projector_hidden_size: width between the two layers of the "mlp" projector; None: that of the decoder.

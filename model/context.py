@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from model.backbones.reading import Prefix
+from model.backbones.sessions import Prefix
 
 NO_MASK_LOGIT = -1.0e4
 """Mask logit of a frame for which no ``[SEG]`` was said: finite, and no pixel is in the mask."""

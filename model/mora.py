@@ -18,13 +18,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model import answering
 from model.backbones.llava import Projector, vision_features
+from model.checkpoints.finite import require_finite
 from model.config import MoraConfig
 from model.context import Answer, Reading, VideoContext
-from model.convert.finite import require_finite
 from model.initialization import initialize_module, resize_vocabulary
 from model.localization import build_loc_head
 from model.losses import LossWeights
-from model.sam import SamSegmenter
+from model.segmenters.sam import SamSegmenter
 from model.training_step import training_step
 from utils.batch import MoraBatch
 from utils.errors import ConfigError
@@ -70,8 +70,8 @@ class MoraModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, for a folder that ``save_pretrained`` wrote; :func:`model.checkpoints.load_any` opens
-        more layouts and says more.
+        """As in transformers, for a folder that ``save_pretrained`` wrote; :func:`model.checkpoints.opening.load_any`
+        opens more layouts and says more.
 
         Raises:
             CheckpointError: weights that are NaN or infinite, by name.

@@ -153,7 +153,7 @@ def main() -> None:
     import deepspeed  # noqa: F401
     import torch
 
-    import datasets.synthetic  # noqa: F401
+    import datasets.synthetic.__main__  # noqa: F401
     import evaluation.run  # noqa: F401
     import training.export
     import training.run  # noqa: F401

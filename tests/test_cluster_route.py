@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from training.weights import read_weights
+from training.checkpoints.weights import read_weights
 
 pytestmark = pytest.mark.slow
 

@@ -14,15 +14,15 @@ import torch
 from datasets.collate import CorpusDataset, SampleProcessor
 from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
-from model.checkpoints import load_any
-from model.convert.export_card import require_own_tokenizer
-from model.convert.published import read_config
-from model.convert.report import LoadReport
-from model.convert.sources import resolve_folder
+from model.adapters import add_lora, set_trainable
+from model.checkpoints.export_card import require_own_tokenizer
+from model.checkpoints.opening import load_any
+from model.checkpoints.published import read_config
+from model.checkpoints.report import LoadReport
+from model.checkpoints.sources import resolve_folder
 from model.losses import LossWeights
 from model.mora import MoraModel
-from model.trainable import add_lora, set_trainable
-from training.provenance import Adapters, Provenance, network_of
+from training.checkpoints.provenance import Adapters, Provenance, network_of
 from utils.errors import TokenizerError
 from utils.files import write_json
 
@@ -73,7 +73,7 @@ def config_overrides(args: argparse.Namespace, base: Path) -> dict[str, Any]:
     """Fields of :class:`model.config.MoraConfig` that the flags set; what no flag names stays the base's.
 
     Args:
-        args: flags of ``training.arguments.add_model_flags``.
+        args: flags of ``training.settings.add_model_flags``.
         base: folder of the base model; its ``config.json`` says which [LOC] head it has.
     """
     overrides = {
@@ -128,7 +128,7 @@ def build_parts(
     """Load the base, fit tokens, add adapters, choose what learns.
 
     Args:
-        args: has the flags of ``training.arguments.add_model_flags``, ``seed`` and ``precision``.
+        args: has the flags of ``training.settings.add_model_flags``, ``seed`` and ``precision``.
         dtype: of the weights.
         attention: of the language model; None: transformers' own choice.
         digest: note what the base is, which reads all of its bytes; else ``provenance.base`` is {}.

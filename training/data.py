@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.distributed import World
 from utils.errors import MoraError
+from utils.processes.distributed import World
 
 
 class WorkerError(MoraError):

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from training.checkpointing import CheckpointStore
+from training.checkpoints.store import CheckpointStore
 from training.data import make_loader
 from training.logging import Meter, RunLog
-from utils.distributed import World, as_lost_peer, gather_objects, mean_over_processes
 from utils.errors import CheckpointError, ConfigError, MoraError
+from utils.processes.distributed import World, as_lost_peer, gather_objects, mean_over_processes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,7 +45,7 @@ def deepspeed_config(args: argparse.Namespace, num_trainable: int) -> dict[str, 
     """The configuration handed to ``deepspeed.initialize``.
 
     Args:
-        args: flags of :mod:`training.arguments`.
+        args: flags of :mod:`training.settings`.
         num_trainable: trained numbers; communication buffers are never larger than that.
     """
     bucket = min(500_000_000, 1024 * math.ceil(num_trainable / 1024))  # DeepSpeed wants it even
@@ -74,7 +74,7 @@ def start_engine(model: nn.Module, args: argparse.Namespace, world: World) -> An
 
     Args:
         model: with ``requires_grad`` set as wanted.
-        args: flags of :mod:`training.arguments`.
+        args: flags of :mod:`training.settings`.
         world: this process; ``utils.distributed.start_world`` was called.
 
     Returns:
@@ -114,7 +114,7 @@ class Trainer:
         dataset: map-style, valid for every item number >= 0 (see :mod:`training.data`).
         collate: list of items -> batch with ``.to(device, dtype)``; the model is called as
             ``model(batch, **forward_options)`` and returns a dict of 0-dim tensors, ``loss`` among them.
-        args: flags of :mod:`training.arguments`.
+        args: flags of :mod:`training.settings`.
         world: this process.
         store: where checkpoints go.
         card: what every run.json says beside step and epoch.

@@ -14,19 +14,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from model.checkpoints import digest_base
-from model.convert.export_card import CARD, CARD_FORMAT, read_card, stored_digests
-from model.convert.report import LoadReport
-from model.convert.sources import resolve_folder
-from model.convert.state_files import read_state_dict
+from model.adapters import merge_lora
+from model.checkpoints.export_card import CARD, CARD_FORMAT, read_card, stored_digests
+from model.checkpoints.opening import digest_base
+from model.checkpoints.report import LoadReport
+from model.checkpoints.sources import resolve_folder
+from model.checkpoints.state_files import read_state_dict
 from model.localization import build_loc_head
-from model.trainable import merge_lora
-from training.arguments import PRECISIONS, add_model_flags, check_model_flags
 from training.assembly import Parts, base_loc_mode, build_parts, config_overrides
-from training.checkpointing import RUN_CARD, read_run_card
-from training.engine import DTYPES
-from training.provenance import Provenance, differences
-from training.weights import (
+from training.checkpoints.provenance import Provenance, differences
+from training.checkpoints.store import RUN_CARD, read_run_card
+from training.checkpoints.weights import (
     adapter_rank,
     adapter_targets,
     fit_weights,
@@ -35,11 +33,13 @@ from training.weights import (
     read_weights,
     take_provenance,
 )
+from training.engine import DTYPES
+from training.settings import PRECISIONS, add_model_flags, check_model_flags
 from utils.digests import tensors_digest
 from utils.errors import CheckpointError, ConfigError, Problems
 from utils.files import atomic_directory, unusable_folder, write_json
-from utils.locks import hold
 from utils.paths import note_inputs_overwritten, require_own, user_path
+from utils.processes.locks import hold
 
 DESCRIPTION = """\
 Merge what a run trained into the base it was trained on, and save the result as one model folder.

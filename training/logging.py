@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.checkpoint_files import UNRECORDED
+from training.checkpoints.files import UNRECORDED
 from utils.errors import MoraError
 from utils.files import atomic_write
 

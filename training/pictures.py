@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.preprocess import SAM_MEAN, SAM_STD
+from datasets.pixels import SAM_MEAN, SAM_STD
 from datasets.tokenization import MoraTokenizer
 from utils.batch import MoraBatch, VideoTensors
-from utils.overlay import contact_sheet, draw_overlay
+from utils.drawing import contact_sheet, draw_overlay
 
 MAX_QUESTIONS = 3
 

@@ -15,15 +15,15 @@ import torch
 
 from datasets.collate import collate
 from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset, loss_weights
-from training.checkpointing import RUN_CARD, CheckpointStore, read_run_card
+from training.checkpoints.provenance import Provenance, attach_provenance, differences
+from training.checkpoints.store import RUN_CARD, CheckpointStore, read_run_card
+from training.checkpoints.weights import initialise_from
 from training.engine import DTYPES, Trainer, start_engine
 from training.logging import set_aside_logs
 from training.pictures import SamplePicture
-from training.provenance import Provenance, attach_provenance, differences
 from training.run_folder import hold_run_folder
-from training.weights import initialise_from
-from utils.distributed import World, gather_objects, start_world
 from utils.errors import CheckpointError, ConfigError
+from utils.processes.distributed import World, gather_objects, start_world
 
 KEEPS_THE_COURSE = frozenset((
     "version", "vision_pretrained", "vision_tower", "allow_missing", "allow_unexpected", "dataset_dir", "workers",
@@ -136,7 +136,7 @@ def train(args: argparse.Namespace) -> int:
     """Run ``train_ds.py``.
 
     Args:
-        args: from :func:`training.arguments.parse_arguments`.
+        args: from :func:`training.settings.parse_arguments`.
 
     Returns:
         Optimizer steps taken since the run's beginning.

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils.distributed import World, agree
 from utils.errors import ConfigError, MoraError
-from utils.locks import hold
+from utils.processes.distributed import World, agree
+from utils.processes.locks import hold
 
 LOCK = "run.lock"
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.doctor import main as doctor
-from datasets.groundmore import GroundMoRe
-from datasets.mevis import MeViS
-from datasets.refer_youtube_vos import ReferYoutubeVos
+from datasets.corpora.groundmore import GroundMoRe
+from datasets.corpora.mevis import MeViS
+from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
+from datasets.doctor.__main__ import main as doctor
 from utils.errors import DataError
 from utils.files import read_json
 from utils.masks import write_id_mask

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets.doctor
-from datasets.doctor import build_parser, examine_corpus, main
-from datasets.doctoring import clip
-from datasets.doctoring.annotations import Options
-from datasets.doctoring.findings import GROUPS, KINDS, SEVERITIES, Finding, Findings, Picture
-from datasets.doctoring.report import as_json, as_text
-from datasets.doctoring.sheet import _region, draw, draw_sheet, worst
-from datasets.groundmore import GroundMoRe
-from datasets.motion_world.corpora import CorpusPlan, write_corpora
-from datasets.motion_world.settings import WorldSettings
+import datasets.doctor.__main__
+from datasets.corpora.groundmore import GroundMoRe
+from datasets.doctor import clip
+from datasets.doctor.__main__ import build_parser, examine_corpus, main
+from datasets.doctor.annotations import Options
+from datasets.doctor.findings import GROUPS, KINDS, SEVERITIES, Finding, Findings, Picture
+from datasets.doctor.report import as_json, as_text
+from datasets.doctor.sheet import _region, draw, draw_sheet, worst
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.settings import WorldSettings
 from utils.errors import DataError
 from utils.masks import read_id_mask, write_id_mask
 
@@ -167,7 +167,7 @@ def test_what_the_reader_alone_refuses_is_told(healthy, monkeypatch):
     def refuse(self, split):
         raise DataError("no usable entry")
 
-    monkeypatch.setattr("datasets.doctoring.groundmore.GroundMoReExamination.open_reader", refuse)
+    monkeypatch.setattr("datasets.doctor.groundmore.GroundMoReExamination.open_reader", refuse)
     examined = examine_corpus("groundmore", healthy, Options())
     (found,) = examined.findings.of("reader-refuses")
     assert found.message == "no usable entry" and examined.exit_code(strict=False) == 1
@@ -238,7 +238,7 @@ def test_memory_for_findings_is_bounded_and_the_worst_come_first():
 
 def test_every_kind_is_described_and_used(project_root):
     text = (project_root / "docs" / "data.md").read_text()
-    sources = [project_root / "datasets" / "doctor.py", *(project_root / "datasets" / "doctoring").glob("*.py")]
+    sources = (project_root / "datasets" / "doctor").glob("*.py")
     used = "".join(path.read_text() for path in sources)
     for name, kind in KINDS.items():
         assert kind.severity in SEVERITIES and kind.group in GROUPS and kind.title

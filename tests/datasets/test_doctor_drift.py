@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.doctor import examine_corpus
-from datasets.doctoring import drift
-from datasets.doctoring.annotations import Options
-from datasets.doctoring.drift import DriftProbe, outline
-from datasets.doctoring.trial import main as trial
-from datasets.doctoring.trial import wobble
-from datasets.motion_world.corpora import CorpusPlan, write_corpora
-from datasets.motion_world.settings import WorldSettings
+from benchmarks.drift_trial import main as trial
+from benchmarks.drift_trial import wobble
+from datasets.doctor import drift
+from datasets.doctor.__main__ import examine_corpus
+from datasets.doctor.annotations import Options
+from datasets.doctor.drift import DriftProbe, outline
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.settings import WorldSettings
 from utils.masks import decode_rle, read_id_mask
 from utils.video import list_frames, read_frame
 

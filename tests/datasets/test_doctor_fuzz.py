@@ -8,13 +8,13 @@ import shutil
 
 import pytest
 
-from datasets.doctor import examine_corpus
-from datasets.doctoring.annotations import Options
-from datasets.groundmore import GroundMoRe
-from datasets.mevis import MeViS
-from datasets.motion_world.corpora import CorpusPlan, write_corpora
-from datasets.motion_world.settings import WorldSettings
-from datasets.refer_youtube_vos import ReferYoutubeVos
+from datasets.corpora.groundmore import GroundMoRe
+from datasets.corpora.mevis import MeViS
+from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
+from datasets.doctor.__main__ import examine_corpus
+from datasets.doctor.annotations import Options
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.settings import WorldSettings
 from utils.errors import DataError
 
 ODD = (None, True, 0, -1, 7, 1.5, "", " ", "x", "1, 2", "99:99", [], ["x"], [1], [[]], {}, {"x": 1}, {"0": {}})

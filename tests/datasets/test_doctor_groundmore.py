@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.doctor import examine_corpus, main
-from datasets.doctoring.annotations import Options
-from datasets.doctoring.findings import KINDS
-from datasets.groundmore import GroundMoRe
-from datasets.motion_world.corpora import CorpusPlan, write_corpora
-from datasets.motion_world.settings import WorldSettings
+from datasets.corpora.groundmore import GroundMoRe
+from datasets.doctor.__main__ import examine_corpus, main
+from datasets.doctor.annotations import Options
+from datasets.doctor.findings import KINDS
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.settings import WorldSettings
 from utils.errors import DataError
 from utils.masks import read_id_mask, write_id_mask
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.doctor import examine_corpus
-from datasets.doctoring.annotations import Options
-from datasets.doctoring.findings import KINDS
-from datasets.mevis import MeViS
-from datasets.motion_world.corpora import CorpusPlan, write_corpora
-from datasets.motion_world.settings import WorldSettings
-from datasets.refer_youtube_vos import ReferYoutubeVos
+from datasets.corpora.mevis import MeViS
+from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
+from datasets.doctor.__main__ import examine_corpus
+from datasets.doctor.annotations import Options
+from datasets.doctor.findings import KINDS
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.settings import WorldSettings
 from utils.errors import DataError
 from utils.masks import decode_rle, encode_rle, read_id_mask, write_id_mask
 

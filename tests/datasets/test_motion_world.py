@@ -8,15 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.motion_world import (
+from datasets.sample import QUESTION_TYPES
+from datasets.synthetic import (
     COLOURS,
     SPLITS,
     WorldSettings,
     make_video,
     sampled_frame_indices,
 )
-from datasets.motion_world.phrases import PAIR_PHRASES, PHRASES
-from datasets.sample import QUESTION_TYPES
+from datasets.synthetic.phrases import PAIR_PHRASES, PHRASES
 
 UNIT = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 

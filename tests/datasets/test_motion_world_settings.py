@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.motion_world import WorldSettings, make_still_video, make_video
-from datasets.motion_world.shapes import contact_distance, extent
+from datasets.synthetic import WorldSettings, make_still_video, make_video
+from datasets.synthetic.shapes import contact_distance, extent
 from utils.errors import ConfigError
 
 

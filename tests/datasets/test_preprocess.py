@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, ClipPreprocessor, SamPreprocessor
+from datasets.pixels import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, ClipPreprocessor, SamPreprocessor
 from utils.errors import ConfigError
 
 

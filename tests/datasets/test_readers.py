@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.mevis import MeViS
-from datasets.refer_youtube_vos import ReferYoutubeVos
+from datasets.corpora.mevis import MeViS
+from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
 from utils.errors import DataError
 from utils.masks import encode_rle, write_id_mask
 

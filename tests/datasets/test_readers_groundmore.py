@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.groundmore import GroundMoRe, action_window, parse_clip_times, parse_time
+from datasets.corpora.groundmore import GroundMoRe, action_window, parse_clip_times, parse_time
 from utils.errors import DataError
 from utils.masks import write_id_mask
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.groundmore import GroundMoRe
-from datasets.mevis import MeViS
-from datasets.motion_world import WorldSettings, corpora, make_video
-from datasets.motion_world.corpora import CorpusPlan, write_corpora
-from datasets.motion_world.layouts import GroundMoReLayout, MeViSLayout, ReferYoutubeVosLayout
-from datasets.refer_youtube_vos import ReferYoutubeVos
-from datasets.synthetic import build_parser, main, plans_from
+from datasets.corpora.groundmore import GroundMoRe
+from datasets.corpora.mevis import MeViS
+from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
+from datasets.synthetic import WorldSettings, corpora, make_video
+from datasets.synthetic.__main__ import build_parser, main, plans_from
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.layouts import GroundMoReLayout, MeViSLayout, ReferYoutubeVosLayout
 from utils.errors import ConfigError
 
 SETTINGS = WorldSettings.easy(height=40, width=48, num_frames=30, length_jitter=1, multi_answer_rate=0.7)

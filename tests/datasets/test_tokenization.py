@@ -192,8 +192,8 @@ def test_tiny_tokenizer_is_what_its_script_writes(project_root, tmp_path, monkey
 
 
 def test_every_word_of_the_motion_world_is_one_token(tiny):
-    phrases = pytest.importorskip("datasets.motion_world.phrases")
-    settings = pytest.importorskip("datasets.motion_world.settings")
+    phrases = pytest.importorskip("datasets.synthetic.phrases")
+    settings = pytest.importorskip("datasets.synthetic.settings")
     texts = [f" {word}" for word in (*settings.COLOURS, *settings.SHAPES)]
     for _, wordings in [*phrases.PHRASES.values(), *phrases.PAIR_PHRASES.values()]:
         texts += wordings
@@ -214,7 +214,7 @@ def test_every_word_of_the_motion_world_is_one_token(tiny):
 
 
 def test_no_question_of_the_motion_world_is_cut_into_pieces(tiny):
-    world = pytest.importorskip("datasets.motion_world")
+    world = pytest.importorskip("datasets.synthetic")
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for index in range(6):
         settings = world.WorldSettings.hard() if index % 2 else world.WorldSettings.easy()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.groundmore import GroundMoRe
-from evaluation.predict import Prediction
+from datasets.corpora.groundmore import GroundMoRe
+from evaluation.engine.predict import Prediction
 from utils.masks import write_id_mask
 
 HEIGHT, WIDTH, FRAMES = 24, 32, 24

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from datasets.groundmore import GroundMoRe
+from datasets.corpora.groundmore import GroundMoRe
 from evaluation.protocol import Protocol
 from evaluation.records import Record, frames_digest, open_run, read_run, write_record
-from evaluation.report import write_results
-from evaluation.report_page import write_report_page
-from evaluation.score import score_corpus
-from evaluation.summary import summarise
+from evaluation.report.page import write_report_page
+from evaluation.report.text import write_results
+from evaluation.scoring.score import score_corpus
+from evaluation.scoring.summary import summarise
 from utils.masks import encode_rle
 
 HOSTILE = """<script>window.hacked = 1</script></script><img src=x onerror="window.hacked=2">'"&amp; ${title}"""

@@ -11,8 +11,8 @@ import pytest
 
 from evaluation.comparison import compare, read_scored_run
 from evaluation.protocol import make_protocol
-from evaluation.statistics import VideoBootstrap
-from evaluation.summary import MEASURES, OVERALL, ROWS, summarise
+from evaluation.scoring.statistics import VideoBootstrap
+from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, summarise
 from utils.errors import ConfigError
 
 TYPES = ("Causal", "Sequential", "Counterfactual", "Descriptive")

@@ -13,12 +13,12 @@ import pytest
 
 from evaluation.compare import format_comparison, main
 from evaluation.comparison import compare, differing_settings, read_scored_run
-from evaluation.predict import predict_corpus
+from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run
-from evaluation.report import write_results
-from evaluation.score import score_corpus
-from evaluation.summary import MEASURES, OVERALL, ROWS, summarise
+from evaluation.report.text import write_results
+from evaluation.scoring.score import score_corpus
+from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, summarise
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
 

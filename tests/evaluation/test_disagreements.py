@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from evaluation import disagreements, disagreements_masks
-from evaluation.disagreements import all_cases, main, page
-from evaluation.disagreements_world import during, moving_disc, shifted
+from evaluation.disagreements import __main__ as disagreements
+from evaluation.disagreements import masks as disagreements_masks
+from evaluation.disagreements.__main__ import all_cases, main, page
+from evaluation.disagreements.world import during, moving_disc, shifted
 from evaluation.metrics import contour_accuracy, region_similarity, score_clip
 from evaluation.protocol import Protocol
 from utils.masks import palette

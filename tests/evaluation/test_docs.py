@@ -8,14 +8,14 @@ import json
 import os
 import re
 
-from evaluation.arguments import build_parser
 from evaluation.comparison import TREATMENTS
-from evaluation.failures import NAMES
-from evaluation.predict import predict_corpus
+from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import open_run
-from evaluation.score import score_corpus
-from evaluation.summary import MEASURES, ROWS, TOKENS, summarise
+from evaluation.report.failures import NAMES
+from evaluation.scoring.score import score_corpus
+from evaluation.scoring.summary import MEASURES, ROWS, TOKENS, summarise
+from evaluation.settings import build_parser
 
 BEGIN, END = "<!-- example begins -->\n```json\n", "```\n<!-- example ends -->"
 

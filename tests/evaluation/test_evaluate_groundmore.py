@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.groundmore import GroundMoRe
+from datasets.corpora.groundmore import GroundMoRe
 from datasets.tokenization import load_tokenizer
 from evaluate_groundmore import main
-from evaluation.arguments import parse_arguments, protocol_of
-from evaluation.predictor import MoraPredictor, control_order
+from evaluation.engine.predictor import MoraPredictor, control_order
 from evaluation.protocol import make_protocol
 from evaluation.records import read_record, write_record
 from evaluation.run import attach_tokens
+from evaluation.settings import parse_arguments, protocol_of
 from model import presets
 from utils.errors import ConfigError, TokenizerError
 from utils.masks import decode_rle
@@ -137,7 +137,7 @@ def test_a_full_disk_keeps_the_records_written_so_far(flags, tmp_path, monkeypat
         done.append(record.query_id)
         write_record(folder, record)
 
-    monkeypatch.setattr("evaluation.predict.write_record", filling)
+    monkeypatch.setattr("evaluation.engine.predict.write_record", filling)
     assert main(flags) == 2
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()

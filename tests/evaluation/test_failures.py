@@ -1,11 +1,11 @@
-"""evaluation/failures.py: hand-made scores, one for every name, and the arithmetic of what was lost."""
+"""evaluation/report/failures.py: hand-made scores, one for every name, and the arithmetic of what was lost."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from evaluation.failures import NAMES, breakdown, judge
+from evaluation.report.failures import NAMES, breakdown, judge
 
 
 def question(raw, window=range(4, 16), kept=None, best=1, status="ok", seg=True, visible=None):

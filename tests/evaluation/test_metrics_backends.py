@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks.official_davis import official_clip
-from evaluation import metrics, metrics_compiled
+from evaluation import metrics
+from evaluation.metrics import compiled as metrics_compiled
 
 
 @pytest.fixture
@@ -37,9 +38,9 @@ def chosen():
 
 def test_numba_is_used_where_it_is_installed(fresh):
     pytest.importorskip("numba")
-    assert chosen() == "evaluation.metrics_numba"
+    assert chosen() == "evaluation.metrics.with_numba"
     fresh.setenv("MORA_METRICS", "numpy")
-    assert chosen() == "evaluation.metrics_numpy"
+    assert chosen() == "evaluation.metrics.with_numpy"
 
 
 def test_compiled_code_lets_other_threads_run(fresh):
@@ -52,7 +53,7 @@ def test_compiled_code_lets_other_threads_run(fresh):
 def test_numba_that_may_not_compile_is_not_used(fresh):
     config = pytest.importorskip("numba").config
     fresh.setattr(config, "DISABLE_JIT", 1)
-    assert chosen() == "evaluation.metrics_numpy"
+    assert chosen() == "evaluation.metrics.with_numpy"
     fresh.setenv("MORA_METRICS", "numba")
     with pytest.raises(ImportError, match="NUMBA_DISABLE_JIT"):
         metrics.score_clip(*clip())
@@ -62,9 +63,9 @@ def test_numba_that_may_not_compile_is_not_used(fresh):
 def test_without_numba_numpy_counts(fresh, missing):
     for name in [name for name in sys.modules if name.split(".")[0] in ("numba", "llvmlite")]:
         fresh.delitem(sys.modules, name)
-    fresh.delitem(sys.modules, "evaluation.metrics_numba", raising=False)
+    fresh.delitem(sys.modules, "evaluation.metrics.with_numba", raising=False)
     fresh.setitem(sys.modules, missing, None)
-    assert chosen() == "evaluation.metrics_numpy"
+    assert chosen() == "evaluation.metrics.with_numpy"
     gt, pred = clip()
     assert np.array_equal(metrics.score_clip(gt, pred), official_clip(gt, pred))
     fresh.setenv("MORA_METRICS", "numba")
@@ -91,11 +92,12 @@ def test_threads_may_score_together(fresh):
 SCORE = """
 import json, sys
 import numpy as np
-from evaluation import metrics, metrics_compiled
+from evaluation import metrics
+from evaluation.metrics import compiled as metrics_compiled
 metrics_compiled.LONGEST_WAIT = 3600.0
 mask = np.eye(70, dtype=bool)
 scores = metrics.score_clip(mask, np.roll(mask, 1, axis=0))
-from evaluation import metrics_numba
+from evaluation.metrics import with_numba as metrics_numba
 stats = metrics_numba.count_dense.stats
 import numba
 print(json.dumps([float(scores[0][0]), sum(stats.cache_hits.values()), stats.cache_path, numba.config.CACHE_DIR]))

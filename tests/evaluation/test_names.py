@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from evaluation.predict import Options, predict_corpus
+from evaluation.engine.predict import Options, predict_corpus
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record, record_path, scores_path
-from evaluation.report import format_report, result_lines
-from evaluation.score import score_corpus
-from evaluation.statistics import VideoBootstrap
-from evaluation.summary import summarise
+from evaluation.report.text import format_report, result_lines
+from evaluation.scoring.score import score_corpus
+from evaluation.scoring.statistics import VideoBootstrap
+from evaluation.scoring.summary import summarise
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.terminal import one_line
@@ -100,7 +100,7 @@ PROGRAMS = [
     ["-m", "datasets.synthetic"],
     ["-m", "datasets.doctor"],
     ["-m", "evaluation.compare"],
-    ["-m", "evaluation.report_page"],
+    ["-m", "evaluation.report.page"],
     ["-m", "evaluation.overlay_video"],
     ["-m", "evaluation.disagreements"],
 ]

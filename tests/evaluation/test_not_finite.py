@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from datasets.tokenization import load_tokenizer
-from evaluation.predict import Options, predict_corpus
-from evaluation.predictor import MoraPredictor
+from evaluation.engine.predict import Options, predict_corpus
+from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
 from evaluation.run import attach_tokens
@@ -102,7 +102,9 @@ def test_a_bad_question_does_not_fail_the_others(model, tokenizer, corpus, tmp_p
 
 
 def test_a_head_that_is_not_used_does_not_matter(model, tokenizer, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.predictor.forced_answer", lambda *_: "It is [SEG], [LOC].")  # said all the same
+    monkeypatch.setattr(
+        "evaluation.engine.predictor.forced_answer", lambda *_: "It is [SEG], [LOC]."
+    )  # said all the same
     with broken(model.loc_head, float("nan")):
         records = run(model, tokenizer, corpus, tmp_path, seg_only=True, force_loc_token=False, answer_mode="forced")
     assert all(record.ok and record.loc_probs is None for record in records)

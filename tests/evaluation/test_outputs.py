@@ -11,9 +11,9 @@ import pytest
 from datasets.tokenization import load_tokenizer
 from evaluate_groundmore import main
 from evaluation.compare import main as compare
-from evaluation.disagreements import main as disagreements
+from evaluation.disagreements.__main__ import main as disagreements
 from evaluation.overlay_video import main as overlay
-from evaluation.report_page import main as report_page
+from evaluation.report.page import main as report_page
 from evaluation.run import attach_tokens
 from model import presets
 from tests.evaluation.report_run import evaluated_run  # noqa: F401

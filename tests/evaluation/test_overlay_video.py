@@ -12,9 +12,9 @@ from evaluation import overlay_video
 from evaluation.overlay_video import OUTSIDE_COLOUR, PREDICTION_COLOUR, overlay_frames, write_h264
 from evaluation.protocol import Protocol
 from evaluation.records import Record, frames_digest, open_run, read_run, write_record
-from evaluation.report import write_results
-from evaluation.score import score_corpus
-from evaluation.summary import summarise
+from evaluation.report.text import write_results
+from evaluation.scoring.score import score_corpus
+from evaluation.scoring.summary import summarise
 from utils.errors import ConfigError
 from utils.masks import encode_rle
 

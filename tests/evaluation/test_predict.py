@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation.predict import predict_corpus
+from evaluation.engine.predict import predict_corpus
+from evaluation.engine.selection import select
 from evaluation.protocol import make_protocol
 from evaluation.records import Record, fingerprint, open_run, read_record, record_path, write_record
-from evaluation.selection import select
 from utils.digests import tensors_digest
 from utils.errors import ConfigError, DataError
 from utils.masks import decode_rle
@@ -84,7 +84,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_files(corpus, dummy_predi
                 raise Killed
             write_record(*arguments)
 
-        monkeypatch.setattr("evaluation.predict.write_record", dying_write)
+        monkeypatch.setattr("evaluation.engine.predict.write_record", dying_write)
         with pytest.raises(Killed):
             run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), parts)
     monkeypatch.undo()
@@ -154,7 +154,9 @@ def test_what_failed_is_written_last_so_that_a_kill_leaves_a_sign(corpus, dummy_
 
     run(corpus, dummy_predictor(corpus, PROTOCOL, rule), tmp_path)
     written = []
-    monkeypatch.setattr("evaluation.predict.write_record", lambda folder, record: written.append(record.query_id))
+    monkeypatch.setattr(
+        "evaluation.engine.predict.write_record", lambda folder, record: written.append(record.query_id)
+    )
     run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), tmp_path)
     assert written == ["1", "0"]
 

@@ -10,7 +10,7 @@ import torch
 
 from datasets.conversation import groundmore_question
 from datasets.tokenization import load_tokenizer
-from evaluation.predictor import MoraPredictor
+from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
 from evaluation.run import attach_tokens
 from model import presets

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from datasets.tokenization import load_tokenizer
-from evaluation.memory import free_memory, is_out_of_memory
-from evaluation.predictor import MoraPredictor
+from evaluation.engine.memory import free_memory, is_out_of_memory
+from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
 from evaluation.run import attach_tokens
 from model import presets

@@ -7,9 +7,9 @@ import logging
 import pytest
 import torch
 
-from evaluation import memory
-from evaluation.memory import is_out_of_memory, reason_of, with_fewer_frames
-from evaluation.predict import predict_corpus
+from evaluation.engine import memory
+from evaluation.engine.memory import is_out_of_memory, reason_of, with_fewer_frames
+from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
 

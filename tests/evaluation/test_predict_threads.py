@@ -12,13 +12,13 @@ from concurrent.futures import BrokenExecutor
 
 import pytest
 
-from evaluation.ending import Terminated, ending_on_sigterm
-from evaluation.pool import ScoringPool
-from evaluation.predict import Options, predict_corpus
-from evaluation.prefetch import prefetch
+from evaluation.engine.ending import Terminated, ending_on_sigterm
+from evaluation.engine.predict import Options, predict_corpus
+from evaluation.engine.prefetch import prefetch
+from evaluation.engine.writer import Behind
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run
-from evaluation.writer import Behind
+from evaluation.scoring.pool import ScoringPool
 
 PROTOCOL = make_protocol(num_frames=8)
 
@@ -175,7 +175,7 @@ def test_a_scoring_process_that_dies_breaks_the_pool_and_hangs_nobody():
 
 PARENT = """
 import os, sys, time
-from evaluation.pool import ScoringPool
+from evaluation.scoring.pool import ScoringPool
 
 if __name__ == "__main__":
     pool = ScoringPool(2)

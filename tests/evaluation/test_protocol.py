@@ -10,7 +10,7 @@ import pytest
 from evaluation.metrics import boundary_radius
 from evaluation.protocol import CHOICES, SCORING_FIELDS, Protocol, make_protocol
 from evaluation.records import Record, frames_digest, write_record
-from evaluation.score import score_corpus
+from evaluation.scoring.score import score_corpus
 from utils.errors import ConfigError
 from utils.masks import encode_rle
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.groundmore import GroundMoRe
-from evaluation.arguments import parse_arguments
+from datasets.corpora.groundmore import GroundMoRe
 from evaluation.protocol import make_protocol
 from evaluation.records import Record, frames_digest, open_run, write_record
 from evaluation.run import evaluate
-from evaluation.score import score_corpus
-from evaluation.summary import summarise
+from evaluation.scoring.score import score_corpus
+from evaluation.scoring.summary import summarise
+from evaluation.settings import parse_arguments
 from utils.errors import DataError
 from utils.masks import encode_rle
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from datasets.tokenization import load_tokenizer
-from evaluation.memory import is_device_lost, is_out_of_memory
-from evaluation.predict import DeviceLost, Options, predict_corpus
-from evaluation.predictor import MoraPredictor
+from evaluation.engine.memory import is_device_lost, is_out_of_memory
+from evaluation.engine.predict import DeviceLost, Options, predict_corpus
+from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
 from evaluation.run import attach_tokens

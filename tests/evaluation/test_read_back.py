@@ -8,11 +8,11 @@ import json
 import pytest
 
 from evaluate_groundmore import main
-from evaluation.predict import Options, predict_corpus
+from evaluation.engine.predict import Options, predict_corpus
+from evaluation.engine.shards import find_shard
 from evaluation.protocol import Protocol, make_protocol
 from evaluation.records import fingerprint, open_run, read_record, read_run, record_path, write_record
-from evaluation.score import score_corpus
-from evaluation.shards import find_shard
+from evaluation.scoring.score import score_corpus
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
 

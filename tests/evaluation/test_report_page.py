@@ -1,4 +1,4 @@
-"""evaluation/report_page.py: the file."""
+"""evaluation/report/page.py: the file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datasets.groundmore import GroundMoRe
-from evaluation import report_page
-from evaluation.report_page import embedded_json, write_report_page
-from evaluation.report_page_data import choose
-from evaluation.report_page_media import MAX_PATH, outline, outline_grid, thumbnail
+from datasets.corpora.groundmore import GroundMoRe
+from evaluation.report import page as report_page
+from evaluation.report.data import choose
+from evaluation.report.media import MAX_PATH, outline, outline_grid, thumbnail
+from evaluation.report.page import embedded_json, write_report_page
 from tests.evaluation.report_run import (
     ALPHA,
     BETA,

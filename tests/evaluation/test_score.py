@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 
-from datasets.groundmore import GroundMoRe
-from evaluation.predict import predict_corpus
+from datasets.corpora.groundmore import GroundMoRe
+from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, record_path
-from evaluation.report import format_report, result_lines, write_results
-from evaluation.score import score_corpus
-from evaluation.summary import MEASURES, OVERALL, ROWS, best_baseline, summarise
+from evaluation.report.text import format_report, result_lines, write_results
+from evaluation.scoring.score import score_corpus
+from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, best_baseline, summarise
 
 # 8 frames of 24: 0 3 7 10 13 16 20 23. Windows: 0-11, 6-17, 12-23 and the whole clip, where frame 0 has no mask file.
 EMPTY_SHARE = {"0": 0.5, "1": 0.5, "a": 0.5, "b": 1 / 8}
@@ -271,7 +271,7 @@ def test_failed_questions_have_no_details(corpus, dummy_predictor, tmp_path):
 
 def test_the_pool_gives_the_same_scores(corpus, dummy_predictor, tmp_path, monkeypatch):
     scores, _, protocol = evaluate(corpus, dummy_predictor, tmp_path, object_everywhere)
-    monkeypatch.setattr("evaluation.score.POOL_PIXELS", 0)
+    monkeypatch.setattr("evaluation.scoring.score.POOL_PIXELS", 0)
     assert score_corpus(corpus, tmp_path, protocol, workers=2) == scores
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from datasets.groundmore import GroundMoRe
-from evaluation import score as module
-from evaluation.pool import ScoringPool
-from evaluation.predict import predict_corpus
+from datasets.corpora.groundmore import GroundMoRe
+from evaluation.engine.predict import predict_corpus
+from evaluation.engine.selection import select
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record, scores_path, write_record
-from evaluation.score import score_corpus
-from evaluation.selection import select
+from evaluation.scoring import score as module
+from evaluation.scoring.pool import ScoringPool
+from evaluation.scoring.score import score_corpus
 from evaluation.sources import source_files, sources_digest
 
 PROTOCOL = make_protocol(num_frames=8)
@@ -169,25 +169,30 @@ def test_a_question_that_cannot_be_scored_is_its_own_failure_and_tried_again(mad
 def test_every_source_that_scores_is_in_the_key(project_root, tmp_path):
     """What a fresh interpreter loads to score is what the key covers; editing any of it changes the key."""
     code = (
-        "import sys, evaluation.score, evaluation.metrics_numpy, evaluation.metrics_compiled as c; c.load_kernels();"
+        "import sys, evaluation.scoring.score, evaluation.metrics.with_numpy, evaluation.metrics.compiled as c;"
+        "c.load_kernels();"
         "print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
     rooms = [project_root / room for room in ("utils", "datasets", "model", "evaluation")]
     loaded = {path for path in map(Path, done.stdout.split()) if any(room in path.parents for room in rooms)}
-    covered = source_files("evaluation.score")
+    covered = source_files("evaluation.scoring.score")
     assert loaded == set(covered)
     names = [path.relative_to(project_root) for path in covered]
-    assert {Path("evaluation/measures.py"), Path("evaluation/metrics_numba.py"), Path("utils/masks.py")} <= set(names)
+    assert {
+        Path("evaluation/scoring/measures.py"),
+        Path("evaluation/metrics/with_numba.py"),
+        Path("utils/masks.py"),
+    } <= set(names)
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(project_root / name, tmp_path / name)
-    before = sources_digest("evaluation.score", tmp_path)
+    before = sources_digest("evaluation.scoring.score", tmp_path)
     assert before == module.code_digest()
     for name in names:
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole + b"#")
-        assert sources_digest("evaluation.score", tmp_path) != before, name
+        assert sources_digest("evaluation.scoring.score", tmp_path) != before, name
         (tmp_path / name).write_bytes(whole)
 
 
@@ -195,7 +200,7 @@ def test_the_reader_of_the_masks_is_in_the_key(made, data, folder, monkeypatch):
     scored(made, data, folder)
     monkeypatch.setattr(module, "_sources_of", lambda name: f"another {name}")
     assert scored(made, data, folder)[0] == "01ab"
-    assert sources_digest("datasets.corpus") != sources_digest("nowhere.corpus") == sources_digest("builtins")
+    assert sources_digest("datasets.corpora.base") != sources_digest("nowhere.corpus") == sources_digest("builtins")
 
 
 def test_a_part_does_not_throw_away_the_rest(made, data, folder):

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from evaluation.engine.selection import select
+from evaluation.engine.shards import Shard, find_shard, share_of
 from evaluation.protocol import make_protocol
-from evaluation.selection import select
-from evaluation.shards import Shard, find_shard, share_of
-from utils.distributed import gpu_of
 from utils.errors import ConfigError
+from utils.processes.distributed import gpu_of
 
 
 def place(num_shards=None, shard_id=None, **environment):

@@ -10,7 +10,7 @@ import statistics
 import numpy as np
 import pytest
 
-from evaluation.statistics import VideoBootstrap, mean_and_error
+from evaluation.scoring.statistics import VideoBootstrap, mean_and_error
 
 VIDEOS = ["a", "a", "a", "b", "c", "c", "d"]
 VALUES = [0.1, 0.2, 0.9, 0.4, 1.0, 0.7, 0.0]

@@ -10,8 +10,8 @@ import pytest
 
 from datasets.sample import QUESTION_TYPES
 from evaluation.protocol import make_protocol
-from evaluation.report import format_report, result_lines
-from evaluation.summary import MEASURES, OVERALL, ROWS, SUMMARY_FORMAT, TOKENS, summarise
+from evaluation.report.text import format_report, result_lines
+from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, SUMMARY_FORMAT, TOKENS, summarise
 from utils.files import write_json
 
 PROTOCOL = make_protocol(num_frames=4)

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from transformers import SamModel
 
 from model import presets
-from model.checkpoints import load_any, load_own, load_sam_checkpoint, read_state_dict
-from model.convert.published import find_token_id
+from model.checkpoints.opening import load_any, load_own, load_sam_checkpoint, read_state_dict
+from model.checkpoints.published import find_token_id
 from model.mora import MoraModel
-from model.sam import SamSegmenter, sam_config
+from model.segmenters.sam import SamSegmenter, sam_config
 from utils.errors import CheckpointError, ConfigError
 
 

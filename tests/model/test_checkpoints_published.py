@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.checkpoints import load_any, load_lisa, load_sam_checkpoint
-from model.convert.assemble import empty_model
-from model.convert.published import rename_published
+from model.checkpoints.assemble import empty_model
+from model.checkpoints.opening import load_any, load_lisa, load_sam_checkpoint
+from model.checkpoints.published import rename_published
 from model.presets import lisa_7b
 from tests.model.published_layout import CONFIG, SAM, clip_table, edit, llava_table, noise, sam_table
 from utils.errors import CheckpointError, ConfigError

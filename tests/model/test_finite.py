@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoints import load_any, load_sam_checkpoint, read_state_dict
-from model.convert.finite import is_finite, require_finite
+from model.checkpoints.finite import is_finite, require_finite
+from model.checkpoints.opening import load_any, load_sam_checkpoint, read_state_dict
 from model.mora import MoraModel
 from tests.model.published_layout import SAM, edit, noise
-from training.weights import fit_weights
+from training.checkpoints.weights import fit_weights
 from utils.errors import CheckpointError
 
 WORDS = "language_model.model.embed_tokens.weight"

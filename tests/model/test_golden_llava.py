@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoints import load_lisa
-from model.convert.published import rename_published
+from model.checkpoints.opening import load_lisa
+from model.checkpoints.published import rename_published
 from model.losses import LossWeights, bce_per_mask, dice_per_mask
 from model.mora import MoraModel
 from utils.batch import MoraBatch, QuestionTensors, VideoTensors

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model.adapters import set_trainable
 from model.losses import LossWeights
-from model.trainable import set_trainable
 from utils.batch import IGNORE_INDEX, IMAGE_TOKEN_INDEX, MoraBatch
 from utils.errors import ConfigError, DataError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.trainable import add_lora, default_trainable, merge_lora, set_trainable
+from model.adapters import add_lora, default_trainable, merge_lora, set_trainable
 from utils.batch import MoraBatch
 from utils.errors import ConfigError
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from model import presets
+from model.adapters import add_lora, default_trainable
 from model.config import MoraConfig
 from model.initialization import grid_positions
 from model.mora import MoraModel
-from model.trainable import add_lora, default_trainable
 from utils.batch import MoraBatch
 from utils.errors import ConfigError
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from model.sam import SamSegmenter, sam_config
+from model.segmenters.sam import SamSegmenter, sam_config
 
 
 @pytest.fixture

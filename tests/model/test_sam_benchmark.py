@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import sam_encoder
-from model.sam import SamSegmenter, sam_config
+from model.segmenters.sam import SamSegmenter, sam_config
 
 TOY = {"image_size": 64, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "window_size": 3}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import sam as model_sam
-from model import sam_attention, sam_encoder
-from model.sam import SamSegmenter, sam_config
-from model.sam_encoder import FastEncoder
+from model.segmenters import sam as model_sam
+from model.segmenters import sam_attention, sam_encoder
+from model.segmenters.sam import SamSegmenter, sam_config
+from model.segmenters.sam_encoder import FastEncoder
 
 PATCH = 4
 CASES = {

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.convert.key_maps import rename_sam, sam_names
-from model.convert.shapes import sam_config_of
-from model.sam import SamSegmenter, sam_config
+from model.checkpoints.key_maps import rename_sam, sam_names
+from model.checkpoints.shapes import sam_config_of
+from model.segmenters.sam import SamSegmenter, sam_config
 
 CASES = {
     # padded windows (7 patches in windows of 3), global blocks in between, odd sizes

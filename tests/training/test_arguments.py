@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from training.arguments import build_parser, parse_arguments
+from training.settings import build_parser, parse_arguments
 from utils.errors import ConfigError
 
 

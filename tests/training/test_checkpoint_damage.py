@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.training.toy_run import toy_arguments, toy_trainer
-from training.checkpointing import CheckpointStore, check_digests, read_run_card
+from training.checkpoints.store import CheckpointStore, check_digests, read_run_card
 from utils.errors import CheckpointError, ConfigError
 
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from tests.training.toy_run import ToyNet, toy_arguments, toy_trainer
-from training.checkpointing import CheckpointStore, load_states, random_states, read_run_card, restore_random_states
+from training.checkpoints.store import CheckpointStore, load_states, random_states, read_run_card, restore_random_states
+from training.checkpoints.weights import read_weights
 from training.engine import DivergedError
-from training.weights import read_weights
 from utils.errors import CheckpointError
 
 

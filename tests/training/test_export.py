@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from datasets.tokenization import load_tokenizer
-from model.checkpoints import load_any
-from model.trainable import add_lora, set_trainable
-from training.arguments import parse_arguments as parse_training
+from model.adapters import add_lora, set_trainable
+from model.checkpoints.opening import load_any
+from training.checkpoints.weights import adapter_rank, fit_weights, plain_names
 from training.export import export, parse_arguments
 from training.run import train
-from training.weights import adapter_rank, fit_weights, plain_names
+from training.settings import parse_arguments as parse_training
 from utils.errors import CheckpointError, ConfigError
 
 HOW_IT_WAS_TRAINED = ("--visual_mode", "video", "--conv_type", "plain", "--answer_style", "name")

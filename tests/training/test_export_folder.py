@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datasets.tokenization import load_tokenizer
-from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.run import load_model
-from model.checkpoints import load_any
-from model.convert.export_card import require_own_tokenizer
+from evaluation.settings import parse_arguments as parse_evaluation
+from model.checkpoints.export_card import require_own_tokenizer
+from model.checkpoints.opening import load_any
 from training import convert
-from training.arguments import parse_arguments as parse_training
+from training.checkpoints.weights import read_weights
 from training.export import export, parse_arguments
 from training.run import train
-from training.weights import read_weights
+from training.settings import parse_arguments as parse_training
 from utils.errors import CheckpointError, ConfigError, MoraError, TokenizerError
-from utils.locks import LockedError, hold
+from utils.processes.locks import LockedError, hold
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 from tests.cli_server import programs  # noqa: F401 - a fixture
 from tests.training.conftest import tiny_base, write_corpus  # noqa: F401 - a fixture
-from training.weights import read_weights
+from training.checkpoints.weights import read_weights
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datasets.tokenization import load_tokenizer
-from model.checkpoints import digest_base, load_any
+from model.checkpoints.opening import digest_base, load_any
 from training import convert
-from training.arguments import parse_arguments as parse_training
+from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences
+from training.checkpoints.weights import read_weights, take_provenance
 from training.export import export, parse_arguments
-from training.provenance import TENSOR, Adapters, Provenance, differences
 from training.run import train
-from training.weights import read_weights, take_provenance
+from training.settings import parse_arguments as parse_training
 from utils.errors import CheckpointError, ConfigError, MoraError
 
 UNUSUAL = ("--visual_mode", "frame", "--answer_style", "fixed", "--lora_r", "4", "--lora_alpha", "64", "--conv_type",

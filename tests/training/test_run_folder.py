@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from training import run_folder
-from training.checkpoint_files import UNRECORDED
+from training.checkpoints.files import UNRECORDED
 from training.logging import LogError, RunLog, set_aside_logs
 from training.run_folder import LOCK, hold_run_folder
-from utils.locks import LockedError, hold
+from utils.processes.locks import LockedError, hold
 
 
 def test_a_folder_that_is_in_use(tmp_path, world, caplog):

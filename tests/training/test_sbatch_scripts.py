@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from training.arguments import build_parser
+from training.settings import build_parser
 
 
 def flags_of(project_root, tmp_path, script: str, expect_failure: bool = False, **variables: str):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from datasets.conversation import encode_prompt, groundmore_question
-from datasets.motion_world import WorldSettings, make_video, sampled_frame_indices
-from datasets.preprocess import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.synthetic import WorldSettings, make_video, sampled_frame_indices
 from datasets.tokenization import load_tokenizer
 from model import presets
 from model.mora import MoraModel
-from training.tiny_base import NUM_FRAMES, BaseRecipe, Phase, figures, make_tiny_base
-from training.tiny_tasks import StillTasks, TaskMix, dense_targets, place
+from training.tiny_base.base import NUM_FRAMES, BaseRecipe, Phase, figures, make_tiny_base
+from training.tiny_base.tasks import StillTasks, TaskMix, dense_targets, place
 
 
 @pytest.fixture(scope="module")

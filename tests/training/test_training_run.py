@@ -12,20 +12,20 @@ import torch
 
 import training.run
 from datasets.conversation import encode_prompt, groundmore_question
-from datasets.groundmore import GroundMoRe
-from datasets.preprocess import ClipPreprocessor, SamPreprocessor
+from datasets.corpora.groundmore import GroundMoRe
+from datasets.pixels import ClipPreprocessor, SamPreprocessor
 from datasets.sampling import uniform_frames
 from datasets.tokenization import load_tokenizer
 from evaluation.metrics import score_clip
-from model.checkpoints import load_any
+from model.checkpoints.opening import load_any
 from model.presets import build
 from tests.training.conftest import small_config
-from training.arguments import parse_arguments
-from training.checkpointing import read_run_card
+from training.checkpoints.store import read_run_card
+from training.checkpoints.weights import plain_name, read_weights
 from training.export import export
 from training.export import parse_arguments as parse_export
 from training.run import changed_flags, train
-from training.weights import plain_name, read_weights
+from training.settings import parse_arguments
 from utils.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from utils.video import read_frame
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training.arguments import build_parser
-from training.checkpointing import CheckpointStore
+from training.checkpoints.store import CheckpointStore
 from training.engine import Trainer, start_engine
 from training.program import run_program
 from training.run_folder import hold_run_folder
-from utils.distributed import World, start_world
+from training.settings import build_parser
+from utils.processes.distributed import World, start_world
 
 
 class ToyBatch:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.distributed import _fill_environment, gather_objects, mean_over_processes, raise_together, start_world
 from utils.errors import CheckpointError, ConfigError
+from utils.processes.distributed import (
+    _fill_environment,
+    gather_objects,
+    mean_over_processes,
+    raise_together,
+    start_world,
+)
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
 

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from utils.locks import LockedError, hold
+from utils.processes.locks import LockedError, hold
 
 HOLDER = """
 import os, sys, time
-from utils.locks import hold
+from utils.processes.locks import hold
 with hold(sys.argv[1], "the folder"):
     if os.fork():
         print("held", flush=True)

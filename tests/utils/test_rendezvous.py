@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from utils import rendezvous
-from utils.distributed import find_launch, share_threads
 from utils.errors import ConfigError
-from utils.rendezvous import RendezvousError, leave_word, meet
+from utils.processes import rendezvous
+from utils.processes.distributed import find_launch, share_threads
+from utils.processes.rendezvous import RendezvousError, leave_word, meet
 
 PROGRAM = """
 import os, sys
-from utils.distributed import agree, gather_objects, say_last_words, start_world, stop_world
+from utils.processes.distributed import agree, gather_objects, say_last_words, start_world, stop_world
 from utils.errors import MoraError
 try:
     if "early" in sys.argv[1]:

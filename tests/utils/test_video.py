@@ -1,4 +1,4 @@
-"""utils/video.py and utils/overlay.py: frames, video files, pictures."""
+"""utils/video.py and utils/drawing.py: frames, video files, pictures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.drawing import contact_sheet, draw_overlay, text_strip
 from utils.errors import DataError
-from utils.overlay import contact_sheet, draw_overlay, text_strip
 from utils.video import frame_number, frame_size, list_frames, read_frame, read_video, write_video
 
 

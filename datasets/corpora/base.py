@@ -1,0 +1,338 @@
+"""What the three readers share: how mistakes are gathered, and how masks kept as PNG files are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.corpora.names import folder_fault, shown, text_fault, without_bad_ids
+from datasets.sample import Query, VideoRecord
+from utils.errors import DataError, Problems
+from utils.files import read_json
+from utils.masks import IdMaskCache, check_mask_header
+from utils.pictures import MisfitError
+from utils.terminal import one_line
+from utils.video import frame_order, frame_size, image_files
+
+logger = logging.getLogger(__name__)
+
+ON_PROBLEM = ("raise", "skip")
+
+
+class Corpus(Sequence):
+    """A list of :class:`VideoRecord` read from one annotation file.
+
+    A reader parses its file, notes every mistake, and hands both to this class, which raises or skips.
+
+    Args:
+        source: the annotation file, for messages.
+        records: the entries without mistakes.
+        problems: the mistakes found so far.
+        on_problem: "raise": any mistake is an error that lists all of them. "skip": each is logged as a warning and
+            only the entries concerned are left out; meant for training on a corpus known to have a few bad entries.
+
+    Raises:
+        DataError: with "raise" and any mistake; or nothing usable is left.
+    """
+
+    name: str
+
+    def __init__(self, source: Path, records: list[VideoRecord], problems: Problems, on_problem: str = "raise"):
+        if on_problem not in ON_PROBLEM:
+            raise ValueError(f"on_problem must be one of {ON_PROBLEM}, not {on_problem!r}")
+        self.source = Path(source)
+        self.on_problem = on_problem
+        self._settle(records, problems)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> VideoRecord:
+        return self._records[index]
+
+    def __iter__(self) -> Iterator[VideoRecord]:
+        return iter(self._records)
+
+    @property
+    def num_queries(self) -> int:
+        """Expressions or questions over all records."""
+        return sum(len(record.queries) for record in self._records)
+
+    def check(self, deep: bool = True) -> None:
+        """Look for the mistakes that are too slow to look for when the corpus is opened.
+
+        Those made in the annotation file were found then; this reads every frame's header and every mask: unreadable
+        files, sizes that differ, object ids absent from every mask of their clip.
+
+        Args:
+            deep: False returns at once.
+
+        Raises:
+            DataError: as for the constructor; with ``on_problem="skip"`` the entries concerned are dropped instead.
+        """
+        if not deep:
+            return
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            checked = list(pool.map(_check_record, self._records))
+        problems = Problems()
+        for _, found in checked:
+            for where, message in found:
+                problems.add(where, message)
+        self._settle([record for record, _ in checked if record is not None], problems)
+
+    def _settle(self, records: list[VideoRecord], problems: Problems) -> None:
+        if self.on_problem == "raise":
+            problems.raise_if_any(DataError, f"{self.source}: this {self.name} corpus cannot be used as it is")
+        for message in problems.messages:
+            logger.warning("%s: left out: %s", self.source, message)
+        if problems:
+            logger.warning("%s: %d mistakes; %d records are left", self.source, len(problems), len(records))
+        if not records:
+            problems.raise_if_any(DataError, f"{self.source}: no usable entry in this {self.name} corpus")
+            raise DataError(f"{self.source}: no video in this {self.name} corpus; is it the right file?")
+        self._records = records
+
+
+def _check_record(record: VideoRecord) -> tuple[VideoRecord | None, list[tuple[str, str]]]:
+    """Read every mask of every query; give the record without its bad queries, and what was wrong with them."""
+    messages: dict[str, list[str]] = {}  # message -> queries it concerns; one bad file is reported once
+    for index, path in enumerate(record.frame_paths):
+        try:
+            frame_size(path)
+        except DataError as error:
+            messages.setdefault(str(error), []).extend(query.query_id for query in record.queries)
+            continue
+        for query in record.queries:
+            try:
+                record.read_object_mask(query, index)
+            except DataError as error:
+                concerned = messages.setdefault(str(error), [])
+                if query.query_id not in concerned:
+                    concerned.append(query.query_id)
+    found = [(f"video {record.video_id}, query {', '.join(ids)}", message) for message, ids in messages.items()]
+    bad = {query_id for ids in messages.values() for query_id in ids}
+    good = tuple(query for query in record.queries if query.query_id not in bad)
+    return (dataclasses.replace(record, queries=good) if good else None), found
+
+
+class IdMasks:
+    """``read_object_mask`` of a clip whose masks are PNG files of object ids.
+
+    Args:
+        video_id: for messages.
+        frame_paths: the clip's frames.
+        mask_paths: one per frame; None where the corpus has no mask file (an empty mask).
+        cache: decoded masks, shared by the records of a corpus.
+
+    Calling it gives bool [H, W] and raises DataError when a file cannot be read, when a mask and its frame differ in
+    size, or when one of the query's objects is in none of the clip's masks.
+    """
+
+    def __init__(
+        self, video_id: str, frame_paths: Sequence[Path], mask_paths: Sequence[Path | None], cache: IdMaskCache
+    ):
+        self.video_id = video_id
+        self.frame_paths = frame_paths
+        self.mask_paths = mask_paths
+        self._cache = cache
+        self._present: set[int] = set()
+        self._all_read = False
+
+    def __call__(self, query: Query, frame_index: int) -> np.ndarray:
+        mask_path, frame_path = self.mask_paths[frame_index], self.frame_paths[frame_index]
+        size = frame_size(frame_path)
+        if mask_path is None:
+            mask = np.zeros(size, dtype=bool)
+        else:
+            ids = self._cache.read(mask_path)
+            if ids.shape != size:
+                raise DataError(
+                    f"{mask_path}: this mask is {ids.shape[0]} x {ids.shape[1]} (height x width), its frame "
+                    f"{frame_path} is {size[0]} x {size[1]}; they must agree: write one of them again"
+                )
+            mask = np.isin(ids, query.object_ids) if len(query.object_ids) != 1 else ids == query.object_ids[0]
+        self._require_present(query)
+        return mask
+
+    def _require_present(self, query: Query) -> None:
+        """Each of the query's ids must be somewhere in the clip; looked for once per id, until found."""
+        missing = set(query.object_ids) - self._present
+        if missing and not self._all_read:
+            for path in filter(None, self.mask_paths):
+                self._present |= set(np.unique(self._cache.read(path)).tolist())
+                if not missing - self._present:
+                    return
+            self._all_read = True
+            missing -= self._present
+        if missing:
+            raise DataError(
+                f"video {self.video_id}: object id {', '.join(map(str, sorted(missing)))} of query {query.query_id} is "
+                f"in none of the clip's masks, which hold {sorted(self._present - {0}) or 'no object'}; correct the id "
+                "or the masks"
+            )
+
+
+def read_annotation(path: Path, problems: Problems) -> Any:
+    """A JSON file of a corpus. Keys given twice are noted: all but the last of their values would be lost unseen.
+
+    Raises:
+        DataError: the file is missing, no regular file, or not JSON.
+    """
+    repeated: list[str] = []
+    annotation = read_json(path, repeated)
+    if repeated:
+        names = ", ".join(map(shown, repeated[:5])) + (" …" if len(repeated) > 5 else "")
+        problems.add(
+            path.name,
+            f"{len(repeated)} keys are given twice in one object, so all but the last of their values are lost: "
+            f"{names}; rename or remove one of each",
+        )
+    return annotation
+
+
+def videos_of(annotation: Any, path: Path, problems: Problems) -> dict[str, Any]:
+    """The ``videos`` object of an annotation file, without those whose ids can be no folder's name (noted).
+
+    Raises:
+        DataError: it is missing, or not an object with at least one video.
+    """
+    videos = annotation.get("videos") if isinstance(annotation, dict) else None
+    if not isinstance(videos, dict) or not videos:
+        raise DataError(
+            f'{path}: expected {{"videos": {{video_id: {{...}}}}}} with at least one video; is it the right file?'
+        )
+    return without_bad_ids(videos, "video", problems, are_folders=True)
+
+
+def get_field(entry: dict[str, Any], key: str, kind: type, where: str, problems: Problems) -> Any:
+    """``entry[key]`` if it is there, of the right kind and not empty; else None, and the mistake is noted.
+
+    Args:
+        entry: a JSON object.
+        key: its key.
+        kind: str (which UTF-8 must be able to hold), list, or dict (by id; those with bad ids are noted and left out).
+        where: names the entry in messages.
+        problems: where mistakes go.
+    """
+    names = {str: "a string", list: "a list", dict: "an object"}
+    if key not in entry:
+        problems.add(where, f"has no '{key}'")
+        return None
+    value = entry[key]
+    if not isinstance(value, kind):
+        problems.add(where, f"'{key}' must be {names[kind]}, not {type(value).__name__} ({one_line(str(value)[:40])})")
+        return None
+    if not (value.strip() if kind is str else value):
+        problems.add(where, f"'{key}' is empty")
+        return None
+    fault = text_fault(value) if kind is str else None
+    if fault:
+        problems.add(where, f"'{key}' {fault}; write it again")
+        return None
+    return without_bad_ids(value, key.removesuffix("s"), problems, where) if kind is dict else value
+
+
+def object_number(text: str) -> int | None:
+    """An object id, from 1 to 255 as a mask's pixels hold it; None if the text is none."""
+    number = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else 0
+    return number if 1 <= number <= 255 else None
+
+
+def headers_fit(frames: Sequence[Path], masks: Sequence[Path | None], where: str, problems: Problems) -> bool:
+    """Whether the frames and masks of a clip are what they should be, by the headers of the first and last of each.
+
+    Modes and depths that do not fit, and Git LFS pointers, are noted if both have them. A single such file, or one that
+    is damaged, is not: it is found by ``check()``, and costs the questions that read it.
+    """
+    before = len(problems)
+    for look, paths in ((frame_size, frames), (check_mask_header, [path for path in masks if path is not None])):
+        reason = _misfit(look, paths[0]) if paths else None
+        if reason and _misfit(look, paths[-1]):
+            problems.add(where, reason)
+    return len(problems) == before
+
+
+def _misfit(look: Callable[[Path], Any], path: Path) -> str | None:
+    try:
+        look(path)
+    except MisfitError as error:
+        return str(error)
+    except DataError:
+        return None
+    return None
+
+
+def ordered_frame_names(video: dict[str, Any], where: str, problems: Problems) -> list[str] | None:
+    """The ``frames`` of a video entry (names without suffix), in time order; None if unusable, mistakes noted."""
+    names = get_field(video, "frames", list, where, problems)
+    if names is None:
+        return None
+    if not all(isinstance(name, str) and name for name in names):
+        problems.add(where, "'frames' must be a list of file names without suffix")
+        return None
+    faults = [(name, fault) for name in names if (fault := folder_fault(name))]
+    if faults:
+        problems.add(where, f"'frames' holds names that cannot be used: {shown(faults[0][0])} {faults[0][1]}")
+        return None
+    if len(set(names)) != len(names):
+        problems.add(where, "'frames' names a frame twice")
+        return None
+    ordered = sorted(names, key=frame_order)
+    if ordered != sorted(names):
+        problems.add(where, "'frames' sort differently as text and as numbers; pad the numbers with zeros")
+        return None
+    return ordered
+
+
+def files_by_stem(folder: Path, suffix: str, where: str, problems: Problems) -> dict[str, Path]:
+    """A folder's image files with that suffix, by stem; empty if there is no such folder.
+
+    Noted: a folder that cannot be listed, or that holds pipes or folders with images' names; two files of one stem.
+    """
+    if not os.path.isdir(folder):
+        return {}
+    try:
+        paths = sorted(path for path in image_files(folder) if path.suffix.lower() == suffix)
+    except DataError as error:
+        problems.add(where, str(error))
+        return {}
+    files = {path.stem: path for path in paths}
+    for path in paths:
+        if files[path.stem] is not path:
+            problems.add(where, f"{path} and {files[path.stem].name} have one name; keep one of them")
+    return files
+
+
+def find_named(
+    names: list[str], files: dict[str, Path], folder: Path, what: str, where: str, problems: Problems
+) -> tuple[Path, ...] | None:
+    """One file per frame name, or None with the mistake noted.
+
+    Args:
+        names: frame names without suffix.
+        files: as from :func:`files_by_stem`.
+        folder: where they should be.
+        what: "frame" or "mask".
+        where: names the video in messages.
+        problems: where mistakes go.
+    """
+    missing = [name for name in names if name not in files]
+    if missing and not files:
+        problems.add(where, f"has no {what} file; expected them in {folder}")
+    elif missing:
+        told = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        problems.add(where, f"{len(missing)} of {len(names)} {what} files are missing from {folder}: {told}")
+    return None if missing else tuple(files[name] for name in names)
+
+
+def caption(text: str) -> str:
+    """A referring expression as models of this line are trained on it: lower case, single spaces."""
+    return " ".join(text.lower().split())

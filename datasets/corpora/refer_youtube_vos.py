@@ -1,0 +1,129 @@
+"""Refer-YouTube-VOS: one record per object of a video, with every expression of that object.
+
+Layout (as published)::
+
+    ROOT/train/JPEGImages/VIDEO/FRAME.jpg
+    ROOT/train/Annotations/VIDEO/FRAME.png          palette PNG, pixel = object id
+    ROOT/meta_expressions/train/meta_expressions.json
+        {"videos": {VIDEO: {"frames": [FRAME, ...], "expressions": {ID: {"exp": str, "obj_id": str}}}}}
+
+``ROOT/train/meta.json`` (``{"videos": {VIDEO: {"objects": {ID: {"category": str}}}}}``) is read if it is there: the
+category then names the answer object, for models that are trained to name it. Nothing else needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from datasets.corpora.base import (
+    Corpus,
+    IdMasks,
+    caption,
+    files_by_stem,
+    find_named,
+    get_field,
+    headers_fit,
+    object_number,
+    ordered_frame_names,
+    read_annotation,
+    videos_of,
+)
+from datasets.corpora.names import shown
+from datasets.sample import Query, VideoRecord
+from utils.errors import Problems
+from utils.masks import IdMaskCache
+from utils.terminal import one_line
+
+
+class ReferYoutubeVos(Corpus):
+    """Refer-YouTube-VOS.
+
+    Args:
+        root: the folder that holds ``train/`` and ``meta_expressions/``.
+        split: "train" (other splits are published without masks).
+        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Corpus`.
+
+    Raises:
+        DataError: the annotation file is missing or malformed, or (with "raise") there is any mistake; all are listed.
+    """
+
+    name = "refer_video_seg"
+
+    def __init__(self, root: str | Path, split: str = "train", on_problem: str = "raise"):
+        root = Path(root)
+        source = root / "meta_expressions" / split / "meta_expressions.json"
+        problems, records, cache = Problems(), [], IdMaskCache()
+        videos = videos_of(read_annotation(source, problems), source, problems)
+        categories = read_categories(root / split / "meta.json", problems)
+        for video_id, video in videos.items():
+            records += _read_video(root / split, video_id, video, categories.get(video_id, {}), cache, problems)
+        super().__init__(source, records, problems, on_problem)
+
+
+def read_categories(path: Path, problems: Problems) -> dict[str, dict[int, str]]:
+    """Category of each object of each video; empty without the file."""
+    if not os.path.lexists(path):
+        return {}
+    categories: dict[str, dict[int, str]] = {}
+    for video_id, video in videos_of(read_annotation(path, problems), path, problems).items():
+        objects = video.get("objects") if isinstance(video, dict) else None
+        if not isinstance(objects, dict):
+            problems.add(f"{path}, video {video_id}", "must be an object with 'objects'")
+            continue
+        for number, entry in objects.items():
+            where = f"{path}, video {video_id}, object {one_line(number[:40])}"
+            category = get_field(entry, "category", str, where, problems) if isinstance(entry, dict) else None
+            if object_number(number) is None or not isinstance(entry, dict):
+                problems.add(where, "needs a number from 1 to 255 as its id, and a 'category'")
+            elif category is not None:
+                categories.setdefault(video_id, {})[int(number)] = caption(category.replace("_", " "))
+    return categories
+
+
+def _read_video(
+    folder: Path, video_id: str, video: Any, categories: dict[int, str], cache: IdMaskCache, problems: Problems
+) -> list[VideoRecord]:
+    """The records of one video; empty if it cannot be used at all."""
+    where = f"video {video_id}"
+    if not isinstance(video, dict):
+        problems.add(where, f"must be an object with 'frames' and 'expressions', not {type(video).__name__}")
+        return []
+    names = ordered_frame_names(video, where, problems)
+    by_object = expressions_by_object(video, categories, where, problems)
+    if names is None:
+        return []
+    images, masks = folder / "JPEGImages" / video_id, folder / "Annotations" / video_id
+    files, mask_files = (files_by_stem(f, s, where, problems) for f, s in ((images, ".jpg"), (masks, ".png")))
+    frame_paths = find_named(names, files, images, "frame", where, problems)
+    mask_paths = find_named(names, mask_files, masks, "mask", where, problems)
+    if frame_paths is None or mask_paths is None or not headers_fit(frame_paths, mask_paths, where, problems):
+        return []
+    read = IdMasks(video_id, frame_paths, mask_paths, cache)
+    return [
+        VideoRecord(ReferYoutubeVos.name, video_id, frame_paths, tuple(queries), read) for queries in by_object.values()
+    ]
+
+
+def expressions_by_object(
+    video: dict[str, Any], categories: dict[int, str], where: str, problems: Problems
+) -> dict[int, list[Query]]:
+    """Queries by object id, objects in order of first mention."""
+    by_object: dict[int, list[Query]] = {}
+    for query_id, entry in (get_field(video, "expressions", dict, where, problems) or {}).items():
+        place = f"{where}, expression {query_id}"
+        if not isinstance(entry, dict):
+            problems.add(place, f"must be an object with 'exp' and 'obj_id', not {type(entry).__name__}")
+            continue
+        text = get_field(entry, "exp", str, place, problems)
+        written = get_field(entry, "obj_id", str, place, problems)
+        number = None if written is None else object_number(written)
+        if written is not None and number is None:
+            problems.add(place, f"'obj_id' must be a number from 1 to 255 in quotes, not {shown(written, 40)}")
+        if text is not None and number is not None:
+            category = categories.get(number)
+            answer = f"the {category}" if category else None
+            query = Query(query_id, caption(text), is_question=False, answer=answer, object_ids=(number,))
+            by_object.setdefault(number, []).append(query)
+    return by_object

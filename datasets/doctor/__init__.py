@@ -1,0 +1,1 @@
+"""Examine a corpus before it is used: ``python -m datasets.doctor``."""

@@ -1,0 +1,1 @@
+"""Teaching cases on which evaluators disagree: ``python -m evaluation.disagreements``."""

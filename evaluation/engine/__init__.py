@@ -1,0 +1,1 @@
+"""Prediction: videos and questions in, one record per question out."""

@@ -1,0 +1,206 @@
+"""A MoRA model as the predictor of an evaluation: preprocessing, prompts, answers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.conversation import (
+    encode_forced_answer,
+    encode_prompt,
+    forced_answer,
+    groundmore_question,
+    referring_question,
+)
+from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.sample import Query
+from datasets.tokenization import MoraTokenizer
+from evaluation.engine.jobs import Prediction
+from evaluation.protocol import Protocol
+from model import answering
+from model.context import Answer, VideoContext
+from model.mora import MoraModel
+from utils.errors import ConfigError, DataError, TokenizerError
+
+
+@dataclass
+class PreparedVideo:
+    """Frames as the model's encoders take them, still as bytes.
+
+    Attributes:
+        clip: uint8 [T, 3, h, w], in the order in which the language model is shown them.
+        sam: uint8 [T, 3, h, w], in time order.
+        original_size: (H, W).
+    """
+
+    clip: Tensor
+    sam: Tensor
+    original_size: tuple[int, int]
+
+
+class MoraPredictor:
+    """Asks a MoRA model.
+
+    Args:
+        model: in eval mode, on its device, in its precision.
+        tokenizer: the model's; must know [SEG], and [LOC] if the model has a [LOC] head.
+        protocol: how to ask.
+        template: conversation template; None: the one the model was trained with.
+        use_cache: reuse what was read of a video for all its questions; the result is the same.
+
+    Raises:
+        TokenizerError: the tokenizer lacks a token, or the model has no embedding for it.
+        ConfigError: the protocol needs a [LOC] head that the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: MoraModel,
+        tokenizer: MoraTokenizer,
+        protocol: Protocol,
+        template: str | None = None,
+        use_cache: bool = True,
+    ):
+        config = model.config
+        self.has_loc = config.loc_mode != "none" and not protocol.seg_only
+        if not self.has_loc and (protocol.loc_refine or protocol.force_loc_token):
+            raise ConfigError(
+                "--use_loc_refine and --force_loc_token need a [LOC] head, which this model does not have "
+                f"(loc_mode {config.loc_mode!r}); use --seg_only, or a model trained with --loc_mode"
+            )
+        self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self._rows = model.get_input_embeddings().num_embeddings
+        for token in (config.seg_token, config.loc_token) if self.has_loc else (config.seg_token,):
+            self._check_rows([tokenizer.id_of(token)])
+        self.template = template or config.template
+        self.use_cache = use_cache
+        self._device = next(model.parameters()).device
+        self._clip = ClipPreprocessor(config.vision_config.image_size, config.clip_resize)
+        self._sam = SamPreprocessor(model.sam.image_size)
+
+    def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> PreparedVideo:
+        """Resize a video's frames; any number of threads may at once.
+
+        Args:
+            video_id: seeds the frame control "shuffle", so that a video is always shuffled in the same way.
+            frames: uint8 RGB [H, W, 3] each, of one size, in time order.
+        """
+        seen = control_order(self.protocol.frame_control, len(frames), video_id)
+        clip, sam = self._clip.resize(frames)[torch.from_numpy(seen)], self._sam.resize(frames)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # or this thread would open a context on the first GPU
+            clip, sam = clip.pin_memory(), sam.pin_memory()
+        return PreparedVideo(clip, sam, frames[0].shape[:2])
+
+    @torch.inference_mode()
+    def encode(self, prepared: PreparedVideo, frames_per_pass: int | None = None) -> VideoContext:
+        """Encode a video once, at most so many frames at a time."""
+        dtype = next(self.model.parameters()).dtype
+        clip, sam = (part.to(self._device, non_blocking=True) for part in (prepared.clip, prepared.sam))
+        with self.model.evaluating():
+            return answering.encode(
+                self.model,
+                self._clip.normalise(clip).to(dtype),
+                self._sam.normalise(sam).to(dtype),
+                tuple(sam.shape[2:]),
+                prepared.original_size,
+                frames_per_pass,
+            )
+
+    @torch.inference_mode()
+    def answer(
+        self, context: VideoContext, questions: Sequence[Query], frames_per_pass: int | None = None
+    ) -> list[Prediction]:
+        """Answer questions about an encoded video, at most so many masks at a time.
+
+        Raises:
+            DataError: a question cannot be written as tokens.
+            TokenizerError: a token has no embedding, or the model wrote one that the tokenizer lacks.
+            NumericalError: an answer comes from values that are not finite.
+        """
+        for query in questions:
+            _check_text(query)
+        ask = referring_question if self.protocol.prompt == "referring" else groundmore_question
+        messages = [ask(query.text, f"question {query.query_id}") for query in questions]
+        prompts, forced = self._prompts(messages)
+        request = answering.Request(
+            answer_mode=self.protocol.answer_mode,
+            forced_answer_ids=forced,
+            max_new_tokens=self.protocol.max_new_tokens,
+            force_seg_token=self.protocol.force_seg_token,
+            force_loc_token=self.protocol.force_loc_token,
+            eos_token_id=self.tokenizer.eos_id,
+            use_cache=self.use_cache,
+            mask_threshold=self.protocol.mask_threshold,
+            frames_per_pass=frames_per_pass,
+            use_loc=self.has_loc,
+        )
+        for ids in (*prompts, *(forced or ())):
+            self._check_rows(ids.tolist())
+        with self.model.evaluating():
+            answers = answering.answer(self.model, context, prompts, request)
+        return [self._prediction(answer) for answer in answers]
+
+    def _prompts(self, messages: Sequence[str]) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+        """Prompts, and the answers to force if the protocol says so."""
+        if self.protocol.answer_mode == "generate":
+            return [encode_prompt(message, self.template, self.tokenizer) for message in messages], None
+        text = forced_answer(self.has_loc, self.model.config.answer_style)
+        pairs = [encode_forced_answer(message, text, self.template, self.tokenizer) for message in messages]
+        return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
+
+    def _check_rows(self, ids: Sequence[int]) -> None:
+        """Refuse ids without an embedding here: on a GPU, looking one up ends all work of the process."""
+        if max(ids) >= self._rows:
+            raise TokenizerError(
+                f"the tokenizer gives id {max(ids)}, but the model has {self._rows} embeddings; use the tokenizer that "
+                "was saved with the weights"
+            )
+
+    def _prediction(self, answer: Answer) -> Prediction:
+        probs = answer.loc_probs
+        return Prediction(
+            masks=answer.masks.cpu().numpy(),
+            has_seg=answer.has_seg.cpu().numpy(),
+            loc_probs=None if probs is None else probs.float().cpu().numpy(),
+            answers=[self.tokenizer.decode(ids) for ids in answer.token_ids],
+            forced_seg=answer.forced_seg,
+            forced_loc=answer.forced_loc,
+        )
+
+
+def _check_text(query: Query) -> None:
+    """Refuse text that no tokenizer takes."""
+    try:
+        query.text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"question {query.query_id}: its text holds half a letter (U+{ord(query.text[error.start]):04X} at "
+            f"character {error.start}), which UTF-8 cannot hold; write the letter out in the annotation file"
+        ) from None
+
+
+def control_order(control: str, num_frames: int, video_id: str) -> np.ndarray:
+    """int64 [T]: which frame the language model is shown at each time.
+
+    Args:
+        control: "none", "repeat_first" or "shuffle" (a fixed permutation per video, never the true order if there are
+            two frames or more).
+        num_frames: T.
+        video_id: seeds the permutation.
+    """
+    order = np.arange(num_frames)
+    if control == "repeat_first":
+        return np.zeros_like(order)
+    if control == "shuffle" and num_frames > 1:
+        rng = np.random.default_rng(zlib.crc32(video_id.encode("utf-8", "surrogatepass")))
+        shuffled = rng.permutation(num_frames)
+        while np.array_equal(shuffled, order):
+            shuffled = rng.permutation(num_frames)
+        return shuffled
+    return order

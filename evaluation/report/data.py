@@ -1,0 +1,208 @@
+"""The data of the report page's gallery: every question with its scores, some of them with frames and outlines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from datasets.sample import Query, VideoRecord
+from evaluation.protocol import Protocol
+from evaluation.records import Record, read_record
+from evaluation.report.failures import NAMES, Verdict, judge
+from evaluation.report.media import SMALL_SIDE, frame_share, outline, outline_grid, thumbnail
+from evaluation.scoring.truth import Truth, read_truth
+from utils.errors import DataError
+from utils.masks import decode_rle
+
+MAX_FRAMES = 20
+"""Frames shown per question; of more, as many are taken evenly."""
+
+MAX_SAID = 6
+MAX_TEXT = 600
+
+
+def gallery_data(
+    videos: Sequence[VideoRecord],
+    output_dir: str,
+    scores: Sequence[dict],
+    protocol: Protocol,
+    limit: int,
+    only: set[tuple[str, str]] | None = None,
+) -> dict:
+    """Everything that the page's scripts need, JSON-able.
+
+    Args:
+        videos: the ground truth.
+        output_dir: run folder with the records.
+        scores: per question, with "frames" and "objects".
+        protocol: as scored.
+        limit: questions shown with frames.
+        only: (video id, question id) of the questions that may be shown with frames; None: all.
+
+    Returns:
+        {"names", "questions", "videos", ...}: questions in order of loss; those chosen have a key "picture", and
+        their videos are in "videos".
+
+    Raises:
+        DataError: a record of a scored question is missing or damaged, or a video is not in the corpus.
+    """
+    ranked = sorted(((score, judge(score)) for score in scores), key=lambda pair: -pair[1].loss)
+    by_id = {video.video_id: video for video in videos}
+    candidates = [k for k, (score, _) in enumerate(ranked) if only is None or _key(score) in only]
+    chosen = {candidates[k] for k in choose(len(candidates), limit)}
+    questions, wanted = [], {}
+    for position, (score, verdict) in enumerate(ranked):
+        entry = _question(score, verdict)
+        questions.append(entry)
+        if position in chosen:
+            wanted.setdefault(score["video_id"], []).append((score, entry))
+    missing = sorted(set(wanted) - set(by_id))
+    if missing:
+        raise DataError(f"{output_dir}: scored videos are not in this corpus: {', '.join(missing)}; check --meta_file")
+    indices = {name: _frames_shown(by_id[name], protocol) for name in wanted}
+    share = frame_share(sum(map(len, indices.values())))
+
+    def build(name: str) -> dict:
+        return _video(by_id[name], wanted[name], indices[name], output_dir, protocol, share)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        built = dict(zip(wanted, pool.map(build, wanted)))
+    return {
+        "names": list(NAMES),
+        "refined": protocol.loc_refine,
+        "threshold": protocol.loc_threshold,
+        "questions": questions,
+        "videos": built,
+    }
+
+
+def choose(count: int, limit: int) -> list[int]:
+    """Places in a ranking: half of the limit from its head, the other half evenly over the rest, increasing."""
+    if count <= limit:
+        return list(range(count))
+    head = -(-limit // 2)
+    rest = np.linspace(count - 1, head, limit - head).round().astype(int)
+    return [*range(head), *rest[::-1].tolist()]
+
+
+def _key(score: dict) -> tuple[str, str]:
+    return score["video_id"], score["query_id"]
+
+
+def _frames_shown(video: VideoRecord, protocol: Protocol) -> np.ndarray:
+    """int [<= MAX_FRAMES]: clip frame indices of the thumbnails; increasing."""
+    distinct = np.unique(protocol.sample(len(video.frame_paths)))
+    places = np.linspace(0, len(distinct) - 1, min(len(distinct), MAX_FRAMES)).round().astype(int)
+    return distinct[places]
+
+
+def _question(score: dict, verdict: Verdict) -> dict:
+    """What the list, the filters and the head of the details need."""
+    row = score["rows"]["model"]
+    entry = {
+        "video": score["video_id"],
+        "id": score["query_id"],
+        "type": score["q_type"] or "no type",
+        "text": _plain(score["question"]),
+        "answer": _plain(score["answer"] or ""),
+        "name": verdict.name,
+        "why": _plain(verdict.why),
+        "loss": _round(verdict.loss),
+        "timing": _round(verdict.timing_loss),
+        "masks": _round(verdict.mask_loss),
+        "scores": {key: _round(value) for key, value in row.items()},
+        "forced": [token for token in ("seg", "loc") if score[f"forced_{token}"]],
+    }
+    frames = score["frames"]
+    if frames is not None:
+        entry["frames"] = {
+            "index": frames["index"],
+            "window": _bits(frames["in_window"]),
+            "visible": _bits(frames["visible"]),
+            "shown": _bits(frames["shown"]),
+            "kept": _bits(frames["kept"]),
+            "J": [_round(value) for value in frames["J"]],
+            "loc": None if frames["loc"] is None else [_round(value) for value in frames["loc"]],
+        }
+    return entry
+
+
+def _video(
+    video: VideoRecord,
+    wanted: Sequence[tuple[dict, dict]],
+    indices: np.ndarray,
+    output_dir: str,
+    protocol: Protocol,
+    share: int,
+) -> dict:
+    """Thumbnails of one video; adds to each of its wanted questions what was said and the outlines."""
+    queries = {query.query_id: query for query in video.queries}
+    size, outlines = None, {}
+    for score, entry in wanted:
+        query = queries[score["query_id"]]
+        truth = _truth(video, query, indices, protocol)
+        if truth is not None:
+            size = truth.objects.shape[1:]
+            if query.object_ids not in outlines:
+                outlines[query.object_ids] = [outline(mask) for mask in truth.objects]
+        record = read_record(output_dir, *_key(score)) if score["status"] == "ok" else None
+        if record is not None:
+            size = tuple(record.size)
+            entry["said"] = _said(record)
+        entry["picture"] = {
+            "window": _bits(truth.in_window) if truth is not None else [0] * len(indices),
+            "truth": outlines.get(query.object_ids) if truth is not None else None,
+            "masks": None if record is None else _predicted(record, indices),
+        }
+        entry["span"] = list(query.window) if query.window is not None else None
+    grid = outline_grid(*size) if size is not None else (16, 9)
+    return {
+        "total": len(video.frame_paths),
+        "index": indices.tolist(),
+        "images": [thumbnail(video.frame_paths[index], share) for index in indices],
+        "grid": list(grid),
+        "sharp": size is not None and max(size) <= SMALL_SIDE,
+    }
+
+
+def _truth(video: VideoRecord, query: Query, indices: np.ndarray, protocol: Protocol) -> Truth | None:
+    """Ground truth, or None where it cannot be read: the score says so, and the page shows the frames alone."""
+    try:
+        return read_truth(video, query, indices, protocol)
+    except DataError:
+        return None
+
+
+def _predicted(record: Record, indices: np.ndarray) -> list[str]:
+    """Outlines of the masks before refinement, on some of the record's frames."""
+    places = np.searchsorted(np.asarray(record.frame_indices), indices)
+    masks = [record.masks[place] for place in places]
+    return ["" if rle is None else outline(decode_rle(rle)) for rle in masks]
+
+
+def _said(record: Record) -> list[str]:
+    """What the model wrote, each text once, with how often where that is more than once."""
+    counts: dict[str, int] = {}
+    for answer in record.answers:
+        text = _plain(answer.strip()) or "(nothing)"
+        counts[text] = counts.get(text, 0) + 1
+    said = [text if times == 1 else f"{text} ({times} times)" for text, times in counts.items()]
+    return said if len(said) <= MAX_SAID else [*said[:MAX_SAID], f"… and {len(said) - MAX_SAID} other texts"]
+
+
+def _plain(text: str) -> str:
+    """Text of bearable length without characters that do not print."""
+    words = " ".join(text[: 2 * MAX_TEXT].split())
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words[:MAX_TEXT])
+    return shown + "…" if len(words) > MAX_TEXT else shown
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 4)
+
+
+def _bits(flags: Sequence[bool]) -> list[int]:
+    return [int(flag) for flag in flags]

@@ -1,0 +1,1 @@
+"""From records and ground truth to scores, means and intervals."""

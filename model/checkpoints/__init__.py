@@ -1,0 +1,1 @@
+"""Opening what others published and what this project wrote."""

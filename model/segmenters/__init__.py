@@ -1,0 +1,1 @@
+"""Mask decoders: frames and prompts in, mask logits out."""

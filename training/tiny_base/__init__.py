@@ -1,0 +1,1 @@
+"""A tiny pretrained base for the demo and the tests."""

@@ -1,0 +1,1 @@
+"""Processes that work together: launch variables, how they meet, locks on folders."""
