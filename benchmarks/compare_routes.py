@@ -16,7 +16,7 @@ from benchmarks.engine_route import run_engine
 from benchmarks.official_davis import official_clip
 from benchmarks.stages import Stages, peak_bytes, reset_peak
 from benchmarks.workload import FULL_TEST, Bench
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.records import read_record
 from utils.masks import decode_rle
@@ -59,11 +59,11 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
-def run_published(bench: Bench, count: int) -> tuple[dict, list[tuple[VideoRecord, Query, PublishedAnswer]]]:
+def run_published(bench: Bench, count: int) -> tuple[dict, list[tuple[VideoRecord, Question, PublishedAnswer]]]:
     """(a) on the first ``count`` questions, with the metric afterwards."""
     stages = Stages(bench.device)
     route = PublishedEvaluation(bench.model, stages, bench.tokenizer.eos_id, bench.protocol.mask_threshold)
-    questions = [(video, query) for video in bench.videos for query in video.queries][:count]
+    questions = [(video, query) for video in bench.videos for query in video.questions][:count]
     reset_peak(bench.device)
     answers, tflop, frames = [], {}, 0
     start, before = time.perf_counter(), time.process_time()
@@ -102,7 +102,7 @@ def _published_tflop(bench: Bench, frames: int, prompt: int, tokens: int) -> dic
     return {name: value / 1e12 for name, value in {**parts, "decoder": frames * costs.decoder_prompt}.items()}
 
 
-def ground_truth(bench: Bench, video: VideoRecord, query: Query) -> np.ndarray:
+def ground_truth(bench: Bench, video: VideoRecord, query: Question) -> np.ndarray:
     """bool [T, H, W] on the distinct listed frames; read again for every question, as published."""
     truth, paths = [], video.read_object_mask.mask_paths
     for index in bench.frames_of(video):
@@ -113,7 +113,7 @@ def ground_truth(bench: Bench, video: VideoRecord, query: Query) -> np.ndarray:
 
 
 def compare_answers(
-    bench: Bench, answers: Sequence[tuple[VideoRecord, Query, PublishedAnswer]], scores: Sequence[dict]
+    bench: Bench, answers: Sequence[tuple[VideoRecord, Question, PublishedAnswer]], scores: Sequence[dict]
 ) -> dict:
     """How far both routes agree on the questions that both answered."""
     by_question = {(score["video_id"], score["query_id"]): score for score in scores}
@@ -183,7 +183,7 @@ def time_ladder(bench: Bench) -> list[dict]:
     frames = [read_frame(video.frame_paths[index]) for index in bench.frames_of(video)]
     prepared = predictor.prepare(video.video_id, frames)
     context, inner = predictor.encode(prepared), tuple(prepared.sam.shape[2:])
-    prompts, forced = zip(*(bench.prompt(query) for query in video.queries))
+    prompts, forced = zip(*(bench.prompt(query) for query in video.questions))
     options = {"answer_mode": bench.protocol.answer_mode, "max_new_tokens": bench.protocol.max_new_tokens,
                "force_seg_token": True, "force_loc_token": True, "eos_token_id": bench.tokenizer.eos_id}  # fmt: skip
     if forced[0] is not None:

@@ -106,9 +106,9 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
             with stages("device"):
                 context = predictor.encode(prepared)
             with stages("masks"):
-                predictions = predictor.answer(context, video.queries)
+                predictions = predictor.answer(context, video.questions)
         with stages("records"):
-            for query, prediction in zip(video.queries, predictions):
+            for query, prediction in zip(video.questions, predictions):
                 write_record(folder, job.record(query, prediction))
         with stages("scoring"):
             score_video(video, folder, bench.protocol, mark)
@@ -125,7 +125,7 @@ def _tflop(bench: Bench) -> dict[str, float]:
         rows, visual = bench.rows(frames)
         total["SAM"] += frames * costs.sam_frame
         total["CLIP"] += frames * costs.clip_frame
-        for number, query in enumerate(video.queries):
+        for number, query in enumerate(video.questions):
             prompt, forced = bench.prompt(query)
             place = prompt.tolist().index(IMAGE_TOKEN_INDEX)
             if number == 0:

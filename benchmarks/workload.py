@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
 from datasets.corpora.groundmore import GroundMoRe
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from datasets.synthetic.corpora import CorpusPlan, write_corpora
 from datasets.synthetic.settings import WorldSettings
 from datasets.tokenization import MoraTokenizer, load_tokenizer
@@ -65,13 +65,13 @@ class Bench:
     @property
     def questions(self) -> int:
         """Of all clips."""
-        return sum(len(video.queries) for video in self.videos)
+        return sum(len(video.questions) for video in self.videos)
 
     def frames_of(self, video: VideoRecord) -> np.ndarray:
         """Distinct listed frames of a clip."""
         return np.unique(self.protocol.sample(len(video.frame_paths)))
 
-    def prompt(self, query: Query) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def prompt(self, query: Question) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A question's ids, and the answer to force, if any."""
         config = self.model.config
         message = groundmore_question(query.text)
@@ -113,7 +113,7 @@ def write_clips(
     write_corpora(folder, [plan], workers=min(8, os.cpu_count() or 1))
     root = folder / "GroundMoRe"
     corpus = GroundMoRe(root / "groundmore_test.json", root / "groundmore_videos")
-    return [dataclasses.replace(record, queries=record.queries[:questions]) for record in corpus]
+    return [dataclasses.replace(record, questions=record.questions[:questions]) for record in corpus]
 
 
 def make_config(preset: str, tokenizer: MoraTokenizer, **overrides: object) -> MoraConfig:

@@ -20,7 +20,7 @@ from datasets.conversation import (
     template_named,
 )
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
-from datasets.sample import Query, VideoSample
+from datasets.sample import Question, VideoSample
 from datasets.tokenization import MoraTokenizer
 from utils.batch import MoraBatch, QuestionTensors, VideoTensors
 from utils.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ class SampleProcessor:
         """Read, preprocess and tokenise one sample. Each frame is read once, and only the masks that are needed.
 
         Args:
-            sample: frames and queries of a record.
+            sample: frames and questions of a record.
             rng: draws wordings and supervised frames.
 
         Raises:
@@ -99,7 +99,7 @@ class SampleProcessor:
             sam_pixels=self._sam(frames),
             resized_size=self._sam.resized_size(height, width),
             original_size=(height, width),
-            questions=[self._question(sample, query, (height, width), rng) for query in sample.queries],
+            questions=[self._question(sample, query, (height, width), rng) for query in sample.questions],
         )
 
     def _read_frames(self, sample: VideoSample) -> list[np.ndarray]:
@@ -121,7 +121,7 @@ class SampleProcessor:
         return [read[index] for index in indices]
 
     def _question(
-        self, sample: VideoSample, query: Query, size: tuple[int, int], rng: np.random.Generator
+        self, sample: VideoSample, query: Question, size: tuple[int, int], rng: np.random.Generator
     ) -> QuestionTensors:
         """Tokens and targets of one query."""
         asks_time = self.with_loc and (query.window is not None or self.loc_for_referring)
@@ -162,7 +162,7 @@ class SampleProcessor:
             allowed = np.sort(rng.choice(allowed, size=self.mask_frames, replace=False))
         return allowed.astype(np.int64)
 
-    def _read_mask(self, sample: VideoSample, query: Query, index: int, size: tuple[int, int]) -> np.ndarray:
+    def _read_mask(self, sample: VideoSample, query: Question, index: int, size: tuple[int, int]) -> np.ndarray:
         """bool [H, W]: the query's objects on a frame of the clip.
 
         Raises:

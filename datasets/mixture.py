@@ -25,7 +25,7 @@ _CHUNK = 4096
 """Corpus choices made at a time."""
 
 _CHOICE, _ORDER, _SAMPLE = range(3)
-"""Separate streams of chance for: which corpus, in which order its records, which frames and queries."""
+"""Separate streams of chance for: which corpus, in which order its records, which frames and questions."""
 
 
 class Mixture:
@@ -39,7 +39,7 @@ class Mixture:
         sample_rates: one per corpus, in the same order; not negative, not all zero; only proportions matter.
         seed: not negative.
         num_frames: frames per sample.
-        max_queries: queries per sample at most.
+        max_questions: questions per sample at most.
         strategy: how frames are drawn, see :func:`datasets.sampling.draw_sample`.
 
     Raises:
@@ -52,7 +52,7 @@ class Mixture:
         sample_rates: Sequence[float],
         seed: int,
         num_frames: int = 5,
-        max_queries: int = 3,
+        max_questions: int = 3,
         strategy: str = "anchor",
     ):
         self.names = tuple(corpora)
@@ -61,14 +61,14 @@ class Mixture:
         for name, corpus in zip(self.names, self.corpora):
             if not len(corpus):
                 raise ConfigError(f"corpus {name} has no record; leave it out of --dataset")
-        if seed < 0 or num_frames < 1 or max_queries < 1:
+        if seed < 0 or num_frames < 1 or max_questions < 1:
             raise ConfigError(
-                f"seed must be 0 or more, frames and queries per sample 1 or more; got seed {seed}, "
-                f"{num_frames} frames, {max_queries} queries"
+                f"seed must be 0 or more, frames and questions per sample 1 or more; got seed {seed}, "
+                f"{num_frames} frames, {max_questions} questions"
             )
         if strategy not in STRATEGIES:
             raise ConfigError(f"the frame strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
-        self.seed, self.num_frames, self.max_queries, self.strategy = seed, num_frames, max_queries, strategy
+        self.seed, self.num_frames, self.max_questions, self.strategy = seed, num_frames, max_questions, strategy
         self._before = [np.zeros(len(self.names), dtype=np.int64)]  # per chunk: draws of each corpus before it
         self._chunk: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # per corpus: the pass last asked for, and its order
@@ -82,7 +82,7 @@ class Mixture:
         """
         corpus, record = self.locate(index)
         rng = np.random.default_rng([self.seed, _SAMPLE, index])
-        return draw_sample(self.corpora[corpus][record], self.num_frames, self.max_queries, rng, self.strategy)
+        return draw_sample(self.corpora[corpus][record], self.num_frames, self.max_questions, rng, self.strategy)
 
     def locate(self, index: int) -> tuple[int, int]:
         """(corpus number, record number) of sample ``index``; reads no file."""
@@ -144,7 +144,7 @@ def build_mixture(
     dataset_dir: str | Path,
     seed: int = 0,
     num_frames: int = 5,
-    max_queries: int = 3,
+    max_questions: int = 3,
     strategy: str = "anchor",
     on_problem: str = "raise",
 ) -> Mixture:
@@ -157,7 +157,7 @@ def build_mixture(
             and ``groundmore_videos/``.
         seed: see :class:`Mixture`.
         num_frames: see :class:`Mixture`.
-        max_queries: see :class:`Mixture`.
+        max_questions: see :class:`Mixture`.
         strategy: see :class:`Mixture`.
         on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Corpus`.
 
@@ -177,7 +177,7 @@ def build_mixture(
         raise ConfigError(f"--sample_rates {sample_rates!r} must be numbers joined by commas, as in 1,1") from None
     _proportions(keys, rates)  # before the corpora are opened, which takes time
     corpora = {key: KNOWN[key](Path(dataset_dir), on_problem) for key in keys}
-    return Mixture(corpora, rates, seed, num_frames, max_queries, strategy)
+    return Mixture(corpora, rates, seed, num_frames, max_questions, strategy)
 
 
 def _open_refer_youtube_vos(folder: Path, on_problem: str) -> Corpus:

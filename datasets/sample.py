@@ -13,7 +13,7 @@ QUESTION_TYPES = ("Causal", "Sequential", "Counterfactual", "Descriptive")
 
 
 @dataclass(frozen=True)
-class Query:
+class Question:
     """One thing asked about a video whose answer is a mask tube.
 
     Attributes:
@@ -53,7 +53,7 @@ class VideoRecord:
         corpus: short name ("groundmore", "refer_video_seg", "mevis").
         video_id: as in the annotation file.
         frame_paths: every frame of the clip, in time order.
-        queries: at least one.
+        questions: at least one.
         read_object_mask: (query, frame index) -> bool [H, W]; the union of the query's objects on that frame,
             regardless of the window; all False where the corpus has no mask for the frame. Raises DataError on an
             unreadable or differently sized mask.
@@ -62,10 +62,10 @@ class VideoRecord:
     corpus: str
     video_id: str
     frame_paths: tuple[Path, ...]
-    queries: tuple[Query, ...]
-    read_object_mask: Callable[[Query, int], np.ndarray] = field(repr=False)
+    questions: tuple[Question, ...]
+    read_object_mask: Callable[[Question, int], np.ndarray] = field(repr=False)
 
-    def read_target(self, query: Query, frame_index: int) -> np.ndarray:
+    def read_target(self, query: Question, frame_index: int) -> np.ndarray:
         """bool [H, W]: the object's mask inside the query's window, all False outside it."""
         mask = self.read_object_mask(query, frame_index)
         if query.window is not None and not query.window[0] <= frame_index <= query.window[1]:
@@ -75,15 +75,15 @@ class VideoRecord:
 
 @dataclass(frozen=True)
 class VideoSample:
-    """What one training step sees of a record: some frames, some queries.
+    """What one training step sees of a record: some frames, some questions.
 
     Attributes:
         record: where it was drawn from.
         frame_indices: int64 [T], increasing; indices into ``record.frame_paths`` (repeats only if the clip is shorter
             than T).
-        queries: the queries drawn, at least one.
+        questions: the questions drawn, at least one.
     """
 
     record: VideoRecord
     frame_indices: np.ndarray
-    queries: tuple[Query, ...]
+    questions: tuple[Question, ...]

@@ -1,4 +1,4 @@
-"""Which frames and which queries of a record one training step sees, and which frames an evaluation looks at.
+"""Which frames and which questions of a record one training step sees, and which frames an evaluation looks at.
 
 Every random choice comes from the generator that is passed in.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets.sample import Query, VideoRecord, VideoSample
+from datasets.sample import Question, VideoRecord, VideoSample
 
 STRATEGIES = ("anchor", "uniform", "jitter")
 
@@ -82,9 +82,9 @@ def jittered_frames(num_total: int, n: int, rng: np.random.Generator, anchor: in
 
 
 def draw_sample(
-    record: VideoRecord, num_frames: int, max_queries: int, rng: np.random.Generator, strategy: str = "anchor"
+    record: VideoRecord, num_frames: int, max_questions: int, rng: np.random.Generator, strategy: str = "anchor"
 ) -> VideoSample:
-    """Draw frames and queries of a record for one training step.
+    """Draw frames and questions of a record for one training step.
 
     Where the corpus has no windows (referring expressions), "anchor" and "jitter" make sure that the first query drawn
     is visible on at least one frame, if it is visible anywhere among 64 random frames. With windows the whole clip is
@@ -93,7 +93,7 @@ def draw_sample(
     Args:
         record: the clip.
         num_frames: frames per sample, at least 1.
-        max_queries: queries per sample at most; drawn without replacement, kept in the record's order.
+        max_questions: questions per sample at most; drawn without replacement, kept in the record's order.
         rng: source of chance.
         strategy: "anchor": :func:`sample_frames`; "uniform": :func:`uniform_frames`, always the same frames;
             "jitter": :func:`jittered_frames`.
@@ -104,20 +104,20 @@ def draw_sample(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {STRATEGIES}, not {strategy!r}")
-    if max_queries < 1:
-        raise ValueError(f"max_queries must be at least 1, not {max_queries}")
+    if max_questions < 1:
+        raise ValueError(f"max_questions must be at least 1, not {max_questions}")
     total = len(record.frame_paths)
-    chosen = rng.permutation(len(record.queries))[:max_queries]
+    chosen = rng.permutation(len(record.questions))[:max_questions]
     if strategy == "uniform":
         frames = uniform_frames(total, num_frames)
     else:
-        anchor = _visible_frame(record, record.queries[chosen[0]], rng) if total > num_frames else None
+        anchor = _visible_frame(record, record.questions[chosen[0]], rng) if total > num_frames else None
         draw = sample_frames if strategy == "anchor" else jittered_frames
         frames = draw(total, num_frames, rng, anchor)
-    return VideoSample(record, frames, tuple(record.queries[index] for index in sorted(chosen)))
+    return VideoSample(record, frames, tuple(record.questions[index] for index in sorted(chosen)))
 
 
-def _visible_frame(record: VideoRecord, query: Query, rng: np.random.Generator) -> int | None:
+def _visible_frame(record: VideoRecord, query: Question, rng: np.random.Generator) -> int | None:
     """A random frame that shows the query's object; None if windows say where it counts, or it was not found."""
     if query.window is not None or not query.object_ids:
         return None

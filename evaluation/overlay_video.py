@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.outputs import PICTURE_MARK, note_foreign_file
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
@@ -43,7 +43,7 @@ CURVE_HEIGHT = 70
 
 
 def overlay_frames(
-    video: VideoRecord, query: Query, record: Record, protocol: Protocol, all_frames: bool = True
+    video: VideoRecord, query: Question, record: Record, protocol: Protocol, all_frames: bool = True
 ) -> Iterator[np.ndarray]:
     """The pictures of one question in time order.
 
@@ -159,7 +159,7 @@ def _held_outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _time_strip(
-    record: Record, query: Query, protocol: Protocol, shown: np.ndarray
+    record: Record, query: Question, protocol: Protocol, shown: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """What ``loc_curve`` takes: [LOC] per shown frame (NaN where nothing was predicted), window, threshold."""
     probabilities = np.full(len(shown), np.nan)
@@ -177,7 +177,7 @@ def _with_cursor(strip: tuple[np.ndarray, np.ndarray, float], place: int, count:
     return bar
 
 
-def _head(query: Query, record: Record, width: int) -> np.ndarray:
+def _head(query: Question, record: Record, width: int) -> np.ndarray:
     """Question, answer and what the model said."""
     said = " / ".join(dict.fromkeys(text.strip() for text in record.answers)) or "(nothing)"
     answer = query.answer or "object " + ", ".join(map(str, query.object_ids))
@@ -255,9 +255,9 @@ def _write(args: argparse.Namespace) -> Path:
     video = next((video for video in videos if video.video_id == args.video), None)
     if video is None:
         raise ConfigError(f"--video {args.video}: not in {args.meta_file}")
-    query = next((query for query in video.queries if query.query_id == args.question), None)
+    query = next((query for query in video.questions if query.query_id == args.question), None)
     if query is None:
-        known = ", ".join(query.query_id for query in video.queries)
+        known = ", ".join(query.query_id for query in video.questions)
         raise ConfigError(f"--question {args.question}: {args.video} has only {known}")
     record = read_record(args.output_dir, video.video_id, query.query_id)
     if not record.ok:

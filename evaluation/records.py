@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.outputs import RECORD_MARK, is_written_here
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
@@ -177,7 +177,7 @@ def frames_digest(video: VideoRecord, indices: Iterable[int]) -> str:
     return fingerprint({"files": files})
 
 
-def what_changed(record: Record, query: Query, settings: str | None, listed: list[int], frames: str) -> str | None:
+def what_changed(record: Record, query: Question, settings: str | None, listed: list[int], frames: str) -> str | None:
     """Why a record is not one of this question under these circumstances; None if it is.
 
     Args:

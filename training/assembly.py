@@ -202,7 +202,7 @@ def describe_dataset(dataset: CorpusDataset) -> str:
     """How much each corpus holds, for the log."""
     mixture = dataset.source
     return "\n".join(
-        f"{name}: {len(corpus)} videos, {sum(len(record.queries) for record in corpus)} questions, "
+        f"{name}: {len(corpus)} videos, {sum(len(record.questions) for record in corpus)} questions, "
         f"{rate:.0%} of the samples"
         for name, corpus, rate in zip(mixture.names, mixture.corpora, mixture.rates)
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from datasets.corpora.names import folder_fault, shown, text_fault, without_bad_ids
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.files import read_json
 from utils.masks import IdMaskCache, check_mask_header
@@ -64,7 +64,7 @@ class Corpus(Sequence):
     @property
     def num_queries(self) -> int:
         """Expressions or questions over all records."""
-        return sum(len(record.queries) for record in self._records)
+        return sum(len(record.questions) for record in self._records)
 
     def check(self, deep: bool = True) -> None:
         """Look for the mistakes that are too slow to look for when the corpus is opened.
@@ -102,15 +102,15 @@ class Corpus(Sequence):
 
 
 def _check_record(record: VideoRecord) -> tuple[VideoRecord | None, list[tuple[str, str]]]:
-    """Read every mask of every query; give the record without its bad queries, and what was wrong with them."""
-    messages: dict[str, list[str]] = {}  # message -> queries it concerns; one bad file is reported once
+    """Read every mask of every query; give the record without its bad questions, and what was wrong with them."""
+    messages: dict[str, list[str]] = {}  # message -> questions it concerns; one bad file is reported once
     for index, path in enumerate(record.frame_paths):
         try:
             frame_size(path)
         except DataError as error:
-            messages.setdefault(str(error), []).extend(query.query_id for query in record.queries)
+            messages.setdefault(str(error), []).extend(query.query_id for query in record.questions)
             continue
-        for query in record.queries:
+        for query in record.questions:
             try:
                 record.read_object_mask(query, index)
             except DataError as error:
@@ -119,8 +119,8 @@ def _check_record(record: VideoRecord) -> tuple[VideoRecord | None, list[tuple[s
                     concerned.append(query.query_id)
     found = [(f"video {record.video_id}, query {', '.join(ids)}", message) for message, ids in messages.items()]
     bad = {query_id for ids in messages.values() for query_id in ids}
-    good = tuple(query for query in record.queries if query.query_id not in bad)
-    return (dataclasses.replace(record, queries=good) if good else None), found
+    good = tuple(query for query in record.questions if query.query_id not in bad)
+    return (dataclasses.replace(record, questions=good) if good else None), found
 
 
 class IdMasks:
@@ -146,7 +146,7 @@ class IdMasks:
         self._present: set[int] = set()
         self._all_read = False
 
-    def __call__(self, query: Query, frame_index: int) -> np.ndarray:
+    def __call__(self, query: Question, frame_index: int) -> np.ndarray:
         mask_path, frame_path = self.mask_paths[frame_index], self.frame_paths[frame_index]
         size = frame_size(frame_path)
         if mask_path is None:
@@ -162,7 +162,7 @@ class IdMasks:
         self._require_present(query)
         return mask
 
-    def _require_present(self, query: Query) -> None:
+    def _require_present(self, query: Question) -> None:
         """Each of the query's ids must be somewhere in the clip; looked for once per id, until found."""
         missing = set(query.object_ids) - self._present
         if missing and not self._all_read:

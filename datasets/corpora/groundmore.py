@@ -24,7 +24,7 @@ from typing import Any
 from datasets.corpora.base import Corpus, IdMasks, get_field, headers_fit, object_number, read_annotation, videos_of
 from datasets.corpora.mask_files import match_masks
 from datasets.corpora.names import shown
-from datasets.sample import QUESTION_TYPES, Query, VideoRecord
+from datasets.sample import QUESTION_TYPES, Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.masks import IdMaskCache
 from utils.video import frame_number, image_files, list_frames
@@ -128,12 +128,12 @@ class GroundMoRe(Corpus):
         self.missing_masks: dict[str, tuple[int, ...]] = {}
         for video_id, video in videos.items():
             clip = _open_clip(video_root / video_id, video_id, problems)
-            queries = _read_questions(video_id, video, clip, rules, problems)
-            if not clip.usable or not queries:
+            questions = _read_questions(video_id, video, clip, rules, problems)
+            if not clip.usable or not questions:
                 continue
             self.missing_masks[video_id] = tuple(i for i, path in enumerate(clip.mask_paths) if path is None)
             read = IdMasks(video_id, clip.frame_paths, clip.mask_paths, cache)
-            records.append(VideoRecord(self.name, video_id, clip.frame_paths, queries, read))
+            records.append(VideoRecord(self.name, video_id, clip.frame_paths, questions, read))
         super().__init__(meta_file, records, problems, on_problem)
 
 
@@ -200,13 +200,13 @@ def _find_masks(frames: tuple[Path, ...], folder: Path, where: str, problems: Pr
     return match.paths if fits and not match.fault else ()
 
 
-def _read_questions(video_id: str, video: Any, clip: _Clip, rules: _Rules, problems: Problems) -> tuple[Query, ...]:
+def _read_questions(video_id: str, video: Any, clip: _Clip, rules: _Rules, problems: Problems) -> tuple[Question, ...]:
     """The questions of one video that have no mistake."""
     where = f"video {video_id}"
     if not isinstance(video, dict):
         problems.add(where, f"must be an object with 'questions', not {type(video).__name__}")
         return ()
-    queries = []
+    questions = []
     for query_id, entry in (get_field(video, "questions", dict, where, problems) or {}).items():
         place = f"{where}, question {query_id}"
         if not isinstance(entry, dict):
@@ -214,13 +214,13 @@ def _read_questions(video_id: str, video: Any, clip: _Clip, rules: _Rules, probl
             continue
         query = _read_question(query_id, entry, clip, rules, place, problems)
         if query is not None:
-            queries.append(query)
-    return tuple(queries)
+            questions.append(query)
+    return tuple(questions)
 
 
 def _read_question(
     query_id: str, entry: dict[str, Any], clip: _Clip, rules: _Rules, where: str, problems: Problems
-) -> Query | None:
+) -> Question | None:
     """One question, or None; every mistake in it is noted."""
     before = len(problems)
     text = get_field(entry, "question", str, where, problems)
@@ -241,7 +241,7 @@ def _read_question(
             _note_missing(window, clip, where, problems)
     if len(problems) > before or window is None:
         return None
-    return Query(
+    return Question(
         query_id=query_id,
         text=text,
         is_question=True,

@@ -31,7 +31,7 @@ from datasets.corpora.base import (
     read_annotation,
     videos_of,
 )
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.masks import decode_rle, rle_size, union
 from utils.video import frame_size
@@ -84,7 +84,7 @@ class RleMasks:
         self.frame_paths = frame_paths
         self.tubes = tubes
 
-    def __call__(self, query: Query, frame_index: int) -> np.ndarray:
+    def __call__(self, query: Question, frame_index: int) -> np.ndarray:
         frame_path = self.frame_paths[frame_index]
         size = frame_size(frame_path)
         return union((self._decode(number, frame_index, size) for number in query.object_ids), size)
@@ -119,20 +119,20 @@ def _read_video(
     expressions = get_field(video, "expressions", dict, where, problems) or {}
     if names is None:
         return None
-    queries, used = [], {}
+    questions, used = [], {}
     for query_id, entry in expressions.items():
         query = read_expression(query_id, entry, f"{where}, expression {query_id}", problems)
         if query is not None and take_tubes(query, tubes, len(names), used, where, problems):
-            queries.append(query)
+            questions.append(query)
     images = folder / "JPEGImages" / video_id
     files = files_by_stem(images, ".jpg", where, problems)
     frame_paths = find_named(names, files, images, "frame", where, problems)
-    if frame_paths is None or not queries or not headers_fit(frame_paths, (), where, problems):
+    if frame_paths is None or not questions or not headers_fit(frame_paths, (), where, problems):
         return None
-    return VideoRecord(MeViS.name, video_id, frame_paths, tuple(queries), RleMasks(video_id, frame_paths, used))
+    return VideoRecord(MeViS.name, video_id, frame_paths, tuple(questions), RleMasks(video_id, frame_paths, used))
 
 
-def read_expression(query_id: str, entry: Any, where: str, problems: Problems) -> Query | None:
+def read_expression(query_id: str, entry: Any, where: str, problems: Problems) -> Question | None:
     """One expression, its object ids being annotation ids; None with the mistake noted."""
     if not isinstance(entry, dict):
         problems.add(where, f"must be an object with 'exp' and 'anno_id', not {type(entry).__name__}")
@@ -144,11 +144,11 @@ def read_expression(query_id: str, entry: Any, where: str, problems: Problems) -
         return None
     if text is None:
         return None
-    return Query(query_id, caption(text), is_question=False, object_ids=tuple(dict.fromkeys(numbers)))
+    return Question(query_id, caption(text), is_question=False, object_ids=tuple(dict.fromkeys(numbers)))
 
 
 def take_tubes(
-    query: Query, tubes: dict[str, Any], num_frames: int, used: dict[int, list[Any]], where: str, problems: Problems
+    query: Question, tubes: dict[str, Any], num_frames: int, used: dict[int, list[Any]], where: str, problems: Problems
 ) -> bool:
     """Look up the mask lists of a query's annotations and add them to ``used``; False with the mistake noted."""
     good = True

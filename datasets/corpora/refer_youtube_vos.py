@@ -31,7 +31,7 @@ from datasets.corpora.base import (
     videos_of,
 )
 from datasets.corpora.names import shown
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from utils.errors import Problems
 from utils.masks import IdMaskCache
 from utils.terminal import one_line
@@ -102,15 +102,16 @@ def _read_video(
         return []
     read = IdMasks(video_id, frame_paths, mask_paths, cache)
     return [
-        VideoRecord(ReferYoutubeVos.name, video_id, frame_paths, tuple(queries), read) for queries in by_object.values()
+        VideoRecord(ReferYoutubeVos.name, video_id, frame_paths, tuple(questions), read)
+        for questions in by_object.values()
     ]
 
 
 def expressions_by_object(
     video: dict[str, Any], categories: dict[int, str], where: str, problems: Problems
-) -> dict[int, list[Query]]:
+) -> dict[int, list[Question]]:
     """Queries by object id, objects in order of first mention."""
-    by_object: dict[int, list[Query]] = {}
+    by_object: dict[int, list[Question]] = {}
     for query_id, entry in (get_field(video, "expressions", dict, where, problems) or {}).items():
         place = f"{where}, expression {query_id}"
         if not isinstance(entry, dict):
@@ -124,6 +125,6 @@ def expressions_by_object(
         if text is not None and number is not None:
             category = categories.get(number)
             answer = f"the {category}" if category else None
-            query = Query(query_id, caption(text), is_question=False, answer=answer, object_ids=(number,))
+            query = Question(query_id, caption(text), is_question=False, answer=answer, object_ids=(number,))
             by_object.setdefault(number, []).append(query)
     return by_object

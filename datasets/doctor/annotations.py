@@ -13,7 +13,7 @@ from datasets.corpora.base import videos_of
 from datasets.doctor.clip import ClipTask
 from datasets.doctor.files import convention, impostors_in, strays_in
 from datasets.doctor.findings import Findings
-from datasets.sample import Query
+from datasets.sample import Question
 from utils.errors import ConfigError, DataError, Problems
 from utils.files import not_a_file, read_json
 from utils.video import frame_number
@@ -174,10 +174,10 @@ def shown(names: Iterable[Any], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" … ({len(names)} in all)" if len(names) > most else "")
 
 
-def note_texts_said_twice(queries: Iterable[Query], findings: Findings, split: str, video: str) -> None:
-    """Note queries of one video with the same text (case and white space apart)."""
-    by_text: dict[str, list[Query]] = defaultdict(list)
-    for query in queries:
+def note_texts_said_twice(questions: Iterable[Question], findings: Findings, split: str, video: str) -> None:
+    """Note questions of one video with the same text (case and white space apart)."""
+    by_text: dict[str, list[Question]] = defaultdict(list)
+    for query in questions:
         by_text[" ".join(query.text.lower().split())].append(query)
     for same in by_text.values():
         if len(same) < 2:
@@ -191,12 +191,12 @@ def note_texts_said_twice(queries: Iterable[Query], findings: Findings, split: s
         findings.add(kind, others, split=split, video=video, query=same[-1].query_id, count=len(same))
 
 
-def _meaning(query: Query) -> tuple[Any, ...]:
+def _meaning(query: Question) -> tuple[Any, ...]:
     answer = " ".join((query.answer or "").lower().split())
     return frozenset(query.object_ids), answer if query.is_question else "", query.raw_window
 
 
-def _extra(query: Query) -> str:
+def _extra(query: Question) -> str:
     return f", answer {query.answer!r}, frames {query.raw_window}" if query.is_question else ""
 
 

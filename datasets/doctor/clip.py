@@ -13,7 +13,7 @@ import numpy as np
 from datasets.doctor.drift import MAX_SHIFT, Drift, DriftProbe
 from datasets.doctor.files import Look, by, look_at_frame, look_at_png, look_at_rles
 from datasets.doctor.findings import Finding, Picture
-from datasets.sample import Query
+from datasets.sample import Question
 
 _MANY_IDS = 40
 """A clip with more ids than this is no clip of objects: its masks are smoothed or grey pictures."""
@@ -34,7 +34,7 @@ class ClipTask:
         frames: in time order.
         masks: per frame a PNG of ids or None; or, with ``tubes``, empty.
         tubes: per annotation id one run-length mask or None per frame (MeViS); None for PNG masks.
-        queries: those whose ids could be parsed; ids are looked for in the masks. Windows are clipped ones.
+        questions: those whose ids could be parsed; ids are looked for in the masks. Windows are clipped ones.
         fast: headers only.
     """
 
@@ -43,7 +43,7 @@ class ClipTask:
     frames: tuple[Path, ...]
     masks: tuple[Path | None, ...] = ()
     tubes: dict[int, list[Any]] | None = None
-    queries: tuple[Query, ...] = ()
+    questions: tuple[Question, ...] = ()
     fast: bool = False
 
 
@@ -176,18 +176,18 @@ class _Presence:
                 self.seen.setdefault(number, np.zeros(self.num_frames, dtype=bool))[index] = True
 
     def findings(self, task: ClipTask, numbers: Sequence[int]) -> list[Finding]:
-        """Objects that queries name and masks lack, per query; too many ids, per clip."""
+        """Objects that questions name and masks lack, per query; too many ids, per clip."""
         found = []
         if len(self.seen) > _MANY_IDS and not numbers:
             message = f"{len(self.seen)} different ids in this clip's masks; were they smoothed or stored as JPEG?"
             index = int(np.sum(list(self.seen.values()), axis=0).argmax())
             picture = Picture(task.frames[index], mask_source(task, numbers, index), note=f"frame {index}")
             found.append(Finding("mask-many-ids", message, task.split, task.video, pictures=(picture,)))
-        for query in task.queries:
+        for query in task.questions:
             found += self._about(query, task, numbers)
         return found
 
-    def _about(self, query: Query, task: ClipTask, numbers: Sequence[int]) -> list[Finding]:
+    def _about(self, query: Question, task: ClipTask, numbers: Sequence[int]) -> list[Finding]:
         place = dict(split=task.split, video=task.video, query=query.query_id)
         absent = [number for number in query.object_ids if number not in self.seen]
         if absent and self.read and task.tubes is None:  # a tube without any mask is noted with the annotation

@@ -24,7 +24,7 @@ from datasets.corpora.names import shown as quoted
 from datasets.doctor.annotations import Examination, note_numbering, note_texts_said_twice, read_annotation, shown
 from datasets.doctor.clip import ClipTask
 from datasets.doctor.files import convention, folders_in, images_in
-from datasets.sample import QUESTION_TYPES, Query
+from datasets.sample import QUESTION_TYPES, Question
 from utils.errors import ConfigError, DataError, Problems
 from utils.files import read_json
 from utils.video import frame_number, frame_order
@@ -104,13 +104,13 @@ class GroundMoReExamination(Examination):
                 "rate, windows point to the wrong frames"
             )
             self.findings.add("clip-length", message, **place)
-        queries = self._questions(video, start, frames, masks, counts, place)
-        note_texts_said_twice(queries, self.findings, split, video_id)
+        questions = self._questions(video, start, frames, masks, counts, place)
+        note_texts_said_twice(questions, self.findings, split, video_id)
         counts["frames"] += len(frames)
-        counts["objects asked about"] += len({number for query in queries for number in query.object_ids})
+        counts["objects asked about"] += len({number for query in questions for number in query.object_ids})
         if not frames:
             return None
-        return ClipTask(split, video_id, frames, masks, None, tuple(queries), fast=self.options.fast)
+        return ClipTask(split, video_id, frames, masks, None, tuple(questions), fast=self.options.fast)
 
     def _files(self, video_id: str, counts: Counter[str], place: dict[str, str]) -> tuple[tuple, tuple]:
         """A clip's frames in time order and a mask or None for each; whatever is odd about names is noted."""
@@ -172,7 +172,7 @@ class GroundMoReExamination(Examination):
 
     def _questions(
         self, video: Any, start: int | None, frames: tuple, masks: tuple, counts: Counter[str], place: dict[str, str]
-    ) -> list[Query]:
+    ) -> list[Question]:
         """The questions whose text and ids can be used; their windows as far as they can be."""
         where, problems = f"video {place['video']}", Problems()
         if not isinstance(video, dict):
@@ -180,21 +180,21 @@ class GroundMoReExamination(Examination):
             video = None
         entries = {} if video is None else get_field(video, "questions", dict, where, problems) or {}
         self.noted("video-malformed", problems, where, **place)
-        queries = []
+        questions = []
         for query_id, entry in entries.items():
             counts["questions"] += 1
             query = self._question(query_id, entry, start, len(frames), counts, {**place, "query": query_id})
             if query is not None:
-                queries.append(query)
+                questions.append(query)
                 self._note_window_masks(query, masks, {**place, "query": query_id})
         self._asked.setdefault(place["split"], set()).update(
-            f"{place['video']}\n{' '.join(query.text.lower().split())}" for query in queries
+            f"{place['video']}\n{' '.join(query.text.lower().split())}" for query in questions
         )
-        return queries
+        return questions
 
     def _question(
         self, query_id: str, entry: Any, start: int | None, num_frames: int, counts: Counter[str], place: dict[str, str]
-    ) -> Query | None:
+    ) -> Question | None:
         where = f"video {place['video']}, question {query_id}"
         if not isinstance(entry, dict):
             message = f"must be an object with 'question', 'answer', …, not {type(entry).__name__}"
@@ -222,7 +222,7 @@ class GroundMoReExamination(Examination):
             self._note_window(raw, window, num_frames, where, place)
         if text is None or not ids:
             return None
-        return Query(query_id, text, True, answer, ids, known, window, raw)
+        return Question(query_id, text, True, answer, ids, known, window, raw)
 
     def _window(self, entry: dict[str, Any], start: int | None, read: Callable[..., Any]) -> tuple[int, int] | None:
         """The unclipped window in frames; None, and noted, if a time cannot be used."""
@@ -252,7 +252,7 @@ class GroundMoReExamination(Examination):
             )
             self.findings.add("window-clipped", message, **place)
 
-    def _note_window_masks(self, query: Query, masks: tuple, place: dict[str, str]) -> None:
+    def _note_window_masks(self, query: Question, masks: tuple, place: dict[str, str]) -> None:
         if query.window is None or not any(masks):
             return
         inside = masks[query.window[0] : query.window[1] + 1]

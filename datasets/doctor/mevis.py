@@ -12,7 +12,7 @@ from datasets.corpora.mevis import MeViS, read_expression, take_tubes
 from datasets.doctor.annotations import note_repeated_keys, note_texts_said_twice, read_annotation, shown
 from datasets.doctor.clip import ClipTask
 from datasets.doctor.listed import ListedExamination, ListedVideo
-from datasets.sample import Query
+from datasets.sample import Question
 from utils.errors import DataError, Problems
 from utils.files import read_json
 
@@ -64,15 +64,15 @@ class MeViSExamination(ListedExamination):
         entry = self.open_video(split, video_id, video, images / video_id, counts)
         if entry is None:
             return None
-        queries = self._queries(entry, split, video_id, tubes is not None, counts)
-        used = self._tubes(queries, entry, tubes or {}, split, video_id)
+        questions = self._questions(entry, split, video_id, tubes is not None, counts)
+        used = self._tubes(questions, entry, tubes or {}, split, video_id)
         for number in used:
             users[number].append(video_id)
         counts["annotations in use"] += len(used)
         if not entry.frames:
             return None
         kept = None if tubes is None else {n: [tube[k] for k in entry.kept] for n, tube in used.items()}
-        usable = tuple(query for query in queries if set(query.object_ids) <= set(used))
+        usable = tuple(query for query in questions if set(query.object_ids) <= set(used))
         return ClipTask(split, video_id, entry.frames, (), kept, usable, fast=self.options.fast)
 
     def _read_tubes(self, split: str, path: Path) -> dict[str, Any] | None:
@@ -93,11 +93,11 @@ class MeViSExamination(ListedExamination):
             return None
         return tubes
 
-    def _queries(
+    def _questions(
         self, entry: ListedVideo, split: str, video_id: str, masked: bool, counts: Counter[str]
-    ) -> list[Query]:
+    ) -> list[Question]:
         """The expressions that can be used; those of a split without masks need no annotation."""
-        queries = []
+        questions = []
         for query_id, raw in entry.expressions.items():
             counts["expressions"] += 1
             where = f"video {video_id}, expression {query_id}"
@@ -106,33 +106,33 @@ class MeViSExamination(ListedExamination):
                 query = read_expression(query_id, raw, where, problems)
             else:
                 text = get_field(raw, "exp", str, where, problems)
-                query = Query(query_id, caption(text), is_question=False) if text is not None else None
+                query = Question(query_id, caption(text), is_question=False) if text is not None else None
             text_is_good = isinstance(raw, dict) and isinstance(raw.get("exp"), str) and bool(raw["exp"].strip())
             self.noted("bad-object-id" if text_is_good else "entry-malformed", problems, where, **place)
             if query is None:
                 continue
-            queries.append(query)
+            questions.append(query)
             objects, numbers = raw.get("obj_id"), raw.get("anno_id")
             if masked and isinstance(objects, list) and len(objects) != len(numbers):
                 message = f"'obj_id' has {len(objects)} entries, 'anno_id' {len(numbers)}; they belong together"
                 self.findings.add("ids-not-parallel", message, **place)
             counts["expressions without a target"] += masked and not query.object_ids
         if masked:
-            note_texts_said_twice(queries, self.findings, split, video_id)
-        return queries
+            note_texts_said_twice(questions, self.findings, split, video_id)
+        return questions
 
     def _tubes(
-        self, queries: list[Query], entry: ListedVideo, tubes: dict[str, Any], split: str, video_id: str
+        self, questions: list[Question], entry: ListedVideo, tubes: dict[str, Any], split: str, video_id: str
     ) -> dict[int, list[Any]]:
         """The usable mask lists of a video's annotations; each annotation that cannot be used is noted once."""
         used: dict[int, list[Any]] = {}
         blamed: set[int] = set()
-        for query in queries if tubes and entry.names else ():
+        for query in questions if tubes and entry.names else ():
             where = f"video {video_id}, expression {query.query_id}"
             for number in query.object_ids:
                 if number in used or number in blamed:
                     continue
-                problems, single = Problems(), Query(query.query_id, query.text, False, object_ids=(number,))
+                problems, single = Problems(), Question(query.query_id, query.text, False, object_ids=(number,))
                 if take_tubes(single, tubes, len(entry.names), used, f"video {video_id}", problems):
                     continue
                 blamed.add(number)

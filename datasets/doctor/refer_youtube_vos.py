@@ -13,7 +13,7 @@ from datasets.doctor.annotations import note_texts_said_twice, read_annotation, 
 from datasets.doctor.clip import ClipTask
 from datasets.doctor.files import folders_in, images_in
 from datasets.doctor.listed import ListedExamination, ListedVideo
-from datasets.sample import Query
+from datasets.sample import Question
 from utils.errors import DataError, Problems
 
 
@@ -62,11 +62,11 @@ class ReferYoutubeVosExamination(ListedExamination):
         entry = self.open_video(split, video_id, video, folder / "JPEGImages" / video_id, counts)
         if entry is None:
             return None
-        queries = self._queries(entry, split, video_id, masked, counts)
+        questions = self._questions(entry, split, video_id, masked, counts)
         masks = self._masks(entry, folder / "Annotations" / video_id, split, video_id) if masked else ()
         if not entry.frames:
             return None
-        return ClipTask(split, video_id, entry.frames, masks, None, tuple(queries), fast=self.options.fast)
+        return ClipTask(split, video_id, entry.frames, masks, None, tuple(questions), fast=self.options.fast)
 
     def _note_categories(self, split: str, path: Path) -> None:
         problems = Problems()
@@ -76,28 +76,28 @@ class ReferYoutubeVosExamination(ListedExamination):
             problems.add(str(path), str(error).removeprefix(f"{path}: "))
         self.noted("annotation-unreadable", problems, "", split=split, files=[path])
 
-    def _queries(
+    def _questions(
         self, entry: ListedVideo, split: str, video_id: str, masked: bool, counts: Counter[str]
-    ) -> list[Query]:
+    ) -> list[Question]:
         """The expressions that can be used; those of a split without masks need no object."""
-        queries = []
+        questions = []
         for query_id, raw in entry.expressions.items():
             counts["expressions"] += 1
             query = self._query(query_id, raw, masked, dict(split=split, video=video_id, query=query_id))
-            queries += [query] if query is not None else []
+            questions += [query] if query is not None else []
         if masked:
-            note_texts_said_twice(queries, self.findings, split, video_id)
-            counts["objects asked about"] += len({query.object_ids for query in queries})
-        return queries
+            note_texts_said_twice(questions, self.findings, split, video_id)
+            counts["objects asked about"] += len({query.object_ids for query in questions})
+        return questions
 
-    def _query(self, query_id: str, raw: Any, masked: bool, place: dict[str, str]) -> Query | None:
+    def _query(self, query_id: str, raw: Any, masked: bool, place: dict[str, str]) -> Question | None:
         where, problems = f"video {place['video']}", Problems()
         if masked or not isinstance(raw, dict):
             found = expressions_by_object({"expressions": {query_id: raw}}, {}, where, problems)
             query = next((query for same in found.values() for query in same), None)
         else:
             text = get_field(raw, "exp", str, f"{where}, expression {query_id}", problems)
-            query = Query(query_id, caption(text), is_question=False) if text is not None else None
+            query = Question(query_id, caption(text), is_question=False) if text is not None else None
         text_is_good = isinstance(raw, dict) and isinstance(raw.get("exp"), str) and bool(raw["exp"].strip())
         kind = "bad-object-id" if text_is_good else "entry-malformed"
         self.noted(kind, problems, f"{where}, expression {query_id}", **place)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.protocol import Protocol
 from evaluation.records import Record, frames_digest, read_record, record_path, what_changed
 from utils.errors import DataError, NumericalError
@@ -64,7 +64,7 @@ class VideoJob:
         listed: int64 [n], the protocol's frames, repeats included.
         frame_indices: int64 [U], the distinct ones.
         frames: digest of their files.
-        queries: the questions to record.
+        questions: the questions to record.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class VideoJob:
         self.listed = protocol.sample(len(video.frame_paths))
         self.frame_indices = np.unique(self.listed)
         self.frames = frames_digest(video, self.frame_indices)
-        self.queries = [query for query in video.queries if chosen is None or query.query_id in chosen]
+        self.questions = [query for query in video.questions if chosen is None or query.query_id in chosen]
 
-    def state(self, query: Query) -> str:
+    def state(self, query: Question) -> str:
         """What is on disk about a question: "ok", "failed" or "missing", or why its record cannot be used."""
         if not record_path(self.output_dir, self.video.video_id, query.query_id).exists():
             return "missing"
@@ -115,7 +115,7 @@ class VideoJob:
             frames.append(frame)
         return frames
 
-    def record(self, query: Query, outcome: Outcome) -> Record:
+    def record(self, query: Question, outcome: Outcome) -> Record:
         """The record of a question; encodes its masks.
 
         Raises:

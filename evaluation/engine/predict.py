@@ -22,7 +22,7 @@ from typing import Protocol as Interface
 import numpy as np
 from tqdm import tqdm
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.engine.jobs import Failure, Outcome, Prediction, VideoJob
 from evaluation.engine.memory import (
     free_memory,
@@ -66,7 +66,9 @@ class VideoPredictor(Interface):
     def encode(self, prepared: Any, frames_per_pass: int | None = None) -> Any:
         """Read a video once, at most so many frames at a time; returns what :meth:`answer` needs."""
 
-    def answer(self, context: Any, questions: Sequence[Query], frames_per_pass: int | None = None) -> list[Prediction]:
+    def answer(
+        self, context: Any, questions: Sequence[Question], frames_per_pass: int | None = None
+    ) -> list[Prediction]:
         """Answer questions about an encoded video, one prediction each."""
 
 
@@ -139,7 +141,7 @@ def predict_corpus(
         frames = task.job.read_frames(stop)
         return None if stop.is_set() else predictor.prepare(task.job.video.video_id, frames)
 
-    def write(done: tuple[_Task, list[tuple[Query, Outcome]]]) -> None:
+    def write(done: tuple[_Task, list[tuple[Question, Outcome]]]) -> None:
         task, outcomes = done
         for query, outcome in sorted(outcomes, key=lambda pair: pair[0].query_id in task.failed):
             record, outcome = _record(task.job, query, outcome)
@@ -191,9 +193,9 @@ def _open_jobs(
     """Tasks, the summary so far, and the number of questions; says what cannot be used of what is on disk."""
     todo, summary, states = [], PredictionSummary(), Counter()
     for video in videos:
-        selected = video if isinstance(video, Selected) else Selected(video, tuple(q.query_id for q in video.queries))
+        selected = video if isinstance(video, Selected) else Selected(video, tuple(q.query_id for q in video.questions))
         job = VideoJob(selected.video, protocol, output_dir, fingerprint, selected.questions)
-        state = {query.query_id: job.state(query) for query in job.queries}
+        state = {query.query_id: job.state(query) for query in job.questions}
         states.update(state.values())
         failed = frozenset(query_id for query_id, found in state.items() if found == "failed")
         missing = frozenset(query_id for query_id, found in state.items() if found != "ok" or failed)
@@ -209,7 +211,7 @@ def _open_jobs(
     return todo, summary, sum(states.values())
 
 
-def _record(job: VideoJob, query: Query, outcome: Outcome) -> tuple[Record, Outcome]:
+def _record(job: VideoJob, query: Question, outcome: Outcome) -> tuple[Record, Outcome]:
     """The record of a question; a failure if its prediction cannot be recorded."""
     try:
         return job.record(query, outcome), outcome
@@ -218,7 +220,7 @@ def _record(job: VideoJob, query: Query, outcome: Outcome) -> tuple[Record, Outc
         return job.record(query, outcome), outcome
 
 
-def _count(summary: PredictionSummary, video_id: str, query: Query, outcome: Outcome) -> None:
+def _count(summary: PredictionSummary, video_id: str, query: Question, outcome: Outcome) -> None:
     if isinstance(outcome, Failure):
         summary.failures.append((video_id, query.query_id, outcome.reason))
         logger.error("%s, question %s failed: %s", *map(one_line, (video_id, query.query_id, outcome.reason)))
@@ -228,9 +230,9 @@ def _count(summary: PredictionSummary, video_id: str, query: Query, outcome: Out
 
 def _answers(
     task: _Task, predictor: VideoPredictor, ready: Any, questions_per_batch: int, bugs: list[Exception]
-) -> Iterator[list[tuple[Query, Outcome]]]:
+) -> Iterator[list[tuple[Question, Outcome]]]:
     """Yield the missing questions of a video with what became of them, batch by batch; collects :data:`BUGS`."""
-    queries, frames = task.job.video.queries, len(task.job.frame_indices)
+    questions, frames = task.job.video.questions, len(task.job.frame_indices)
     context, failure, lost = None, None, None
     try:
         if isinstance(ready, Exception):
@@ -239,13 +241,13 @@ def _answers(
     except QUESTION_ERRORS as error:
         failure, lost = _failure(error, bugs), _device_lost(error)
     if failure is not None:
-        yield [(query, failure) for query in task.job.queries if query.query_id in task.missing]
+        yield [(query, failure) for query in task.job.questions if query.query_id in task.missing]
         if lost is not None:
             raise lost
         return
-    size = questions_per_batch or len(queries)
-    for start in range(0, len(queries), size):
-        batch = queries[start : start + size]
+    size = questions_per_batch or len(questions)
+    for start in range(0, len(questions), size):
+        batch = questions[start : start + size]
         if any(query.query_id in task.missing for query in batch):
             try:
                 outcomes = _answer(predictor, context, batch, frames, bugs)
@@ -257,7 +259,7 @@ def _answers(
 
 
 def _answer(
-    predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int, bugs: list[Exception]
+    predictor: VideoPredictor, context: Any, batch: Sequence[Question], frames: int, bugs: list[Exception]
 ) -> list[Outcome]:
     """Answers to a batch. One that is too large for the memory is halved; one that raises otherwise is asked question
     by question, so that one cannot fail the others."""
@@ -283,7 +285,7 @@ def _answer(
 
 
 def _answer_one(
-    predictor: VideoPredictor, context: Any, batch: Sequence[Query], frames: int, bugs: list[Exception]
+    predictor: VideoPredictor, context: Any, batch: Sequence[Question], frames: int, bugs: list[Exception]
 ) -> Outcome:
     """The answer to a single question, with fewer frames at a time if memory is short."""
     try:
@@ -327,7 +329,7 @@ def question_states(
 ) -> Counter[str]:
     """How many questions are in which state on disk; see :meth:`evaluation.engine.jobs.VideoJob.state`."""
     jobs = (VideoJob(each.video, protocol, output_dir, fingerprint, each.questions) for each in selected)
-    return Counter(job.state(query) for job in jobs for query in job.queries)
+    return Counter(job.state(query) for job in jobs for query in job.questions)
 
 
 def forget_failures(selected: Sequence[Selected], output_dir: str | Path) -> None:

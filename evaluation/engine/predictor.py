@@ -18,7 +18,7 @@ from datasets.conversation import (
     referring_question,
 )
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
-from datasets.sample import Query
+from datasets.sample import Question
 from datasets.tokenization import MoraTokenizer
 from evaluation.engine.jobs import Prediction
 from evaluation.protocol import Protocol
@@ -114,7 +114,7 @@ class MoraPredictor:
 
     @torch.inference_mode()
     def answer(
-        self, context: VideoContext, questions: Sequence[Query], frames_per_pass: int | None = None
+        self, context: VideoContext, questions: Sequence[Question], frames_per_pass: int | None = None
     ) -> list[Prediction]:
         """Answer questions about an encoded video, at most so many masks at a time.
 
@@ -174,7 +174,7 @@ class MoraPredictor:
         )
 
 
-def _check_text(query: Query) -> None:
+def _check_text(query: Question) -> None:
     """Refuse text that no tokenizer takes."""
     try:
         query.text.encode("utf-8")

@@ -24,8 +24,8 @@ class Selected:
     @property
     def scored(self) -> VideoRecord:
         """The video with the wanted questions only."""
-        queries = tuple(query for query in self.video.queries if query.query_id in self.questions)
-        return replace(self.video, queries=queries)
+        questions = tuple(query for query in self.video.questions if query.query_id in self.questions)
+        return replace(self.video, questions=questions)
 
 
 def select(
@@ -52,12 +52,12 @@ def select(
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"--video {', '.join(unknown)}: not among the {len(known)} videos of the annotation file")
     kept = [video for video in corpus if not names or video.video_id in names]
-    found = {query.query_id for video in kept for query in video.queries}
+    found = {query.query_id for video in kept for query in video.questions}
     if unknown := [name for name in ids if name not in found]:
         where = "the videos named" if names else "any video of the annotation file"
         raise ConfigError(f"--question {', '.join(unknown)}: not in {where}")
     selected = [
-        Selected(video, tuple(query.query_id for query in video.queries if not ids or query.query_id in ids))
+        Selected(video, tuple(query.query_id for query in video.questions if not ids or query.query_id in ids))
         for video in kept
     ]
     return [each for each in selected if each.questions][:limit]

@@ -109,4 +109,4 @@ def share_of(selected: Sequence[Selected], shard: Shard, protocol: Protocol) -> 
 def _cost(selected: Selected, protocol: Protocol) -> int:
     """Work for a video, in frames read for one question. All its questions are asked, wanted or not."""
     frames = len(np.unique(protocol.sample(len(selected.video.frame_paths))))
-    return frames * (FRAME_COST + len(selected.video.queries))
+    return frames * (FRAME_COST + len(selected.video.questions))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record
 from evaluation.report.failures import NAMES, Verdict, judge
@@ -139,10 +139,10 @@ def _video(
     share: int,
 ) -> dict:
     """Thumbnails of one video; adds to each of its wanted questions what was said and the outlines."""
-    queries = {query.query_id: query for query in video.queries}
+    questions = {query.query_id: query for query in video.questions}
     size, outlines = None, {}
     for score, entry in wanted:
-        query = queries[score["query_id"]]
+        query = questions[score["query_id"]]
         truth = _truth(video, query, indices, protocol)
         if truth is not None:
             size = truth.objects.shape[1:]
@@ -168,7 +168,7 @@ def _video(
     }
 
 
-def _truth(video: VideoRecord, query: Query, indices: np.ndarray, protocol: Protocol) -> Truth | None:
+def _truth(video: VideoRecord, query: Question, indices: np.ndarray, protocol: Protocol) -> Truth | None:
     """Ground truth, or None where it cannot be read: the score says so, and the page shows the frames alone."""
     try:
         return read_truth(video, query, indices, protocol)

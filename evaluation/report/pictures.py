@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.outputs import PICTURE_MARK
 from evaluation.protocol import Protocol
 from evaluation.records import Record
@@ -26,7 +26,7 @@ FRAME_WIDTH = 160
 PREDICTION_FILL = (230, 60, 60)
 
 
-def question_picture(video: VideoRecord, query: Query, record: Record, protocol: Protocol) -> np.ndarray:
+def question_picture(video: VideoRecord, query: Question, record: Record, protocol: Protocol) -> np.ndarray:
     """One question as a sheet: ground truth above, prediction below, and the [LOC] curve if there is one.
 
     Args:

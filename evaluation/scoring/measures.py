@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from datasets.sample import Query
+from datasets.sample import Question
 from evaluation.metrics import region_similarity, score_clip, temporal_iou
 from evaluation.protocol import Protocol
 from evaluation.records import Record
@@ -23,7 +23,7 @@ from utils.masks import decode_rle
 def score_question(
     truth: Truth | None,
     record: Record | None,
-    query: Query,
+    query: Question,
     listed: np.ndarray,
     id_maps: list[np.ndarray | None] | None,
     protocol: Protocol,
@@ -128,7 +128,7 @@ def frame_details(
     }
 
 
-def object_details(pred: np.ndarray, truth: Truth, query: Query, id_maps: list[np.ndarray | None]) -> dict:
+def object_details(pred: np.ndarray, truth: Truth, query: Question, id_maps: list[np.ndarray | None]) -> dict:
     """Which object of the clip the masks overlap, as IoUs of tubes over the in-window frames.
 
     Args:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.protocol import Protocol
 from evaluation.records import (
     Record,
@@ -110,7 +110,7 @@ def pixels_to_score(videos: Sequence[VideoRecord], protocol: Protocol) -> int:
         height, width = frame_size(videos[0].frame_paths[0])
     except DataError:
         return 0
-    return height * width * sum(len(protocol.sample(len(video.frame_paths))) * len(video.queries) for video in videos)
+    return height * width * sum(len(protocol.sample(len(video.frame_paths))) * len(video.questions) for video in videos)
 
 
 def score_video(video: VideoRecord, output_dir: str | Path, protocol: Protocol, fingerprint: str | None) -> list[dict]:
@@ -149,7 +149,7 @@ class VideoScores:
         code = [code_digest(), _sources_of(type(video.read_object_mask).__module__)]
         shared = [code, protocol.as_dict(), fingerprint, self.frames, _truth_files(video, self.indices)]
         common = digest_of({"shared": shared})
-        self.keys = {query.query_id: self._key(query, common) for query in video.queries}
+        self.keys = {query.query_id: self._key(query, common) for query in video.questions}
         self.path = scores_path(output_dir, video.video_id)
         found, _ = _read_scores(self.path)
         self.unexpected: set[str] = set()
@@ -166,13 +166,13 @@ class VideoScores:
 
     def scores(self) -> list[dict]:
         """The scores in the order of the questions; all must be there."""
-        return [self.kept[query.query_id] for query in self.video.queries]
+        return [self.kept[query.query_id] for query in self.video.questions]
 
     def make(self) -> list[dict]:
         """Score what is missing, keep it, and return all."""
         if not self.complete:
             clip = _Clip(self.video, self.indices)
-            for query in self.video.queries:
+            for query in self.video.questions:
                 if query.query_id not in self.kept:
                     # As it will be read back: a restart must not tell 0 from 0.0.
                     self.kept[query.query_id] = json.loads(json.dumps(self._score(query, clip)))
@@ -186,7 +186,7 @@ class VideoScores:
             write_json(self.path, {"format": SCORES_FORMAT, "questions": {**others, **entries}}, indent=None)
         return self.scores()
 
-    def _key(self, query: Query, common: str) -> str:
+    def _key(self, query: Question, common: str) -> str:
         path = record_path(self.output_dir, self.video.video_id, query.query_id)
         try:
             record = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -194,7 +194,7 @@ class VideoScores:
             record = None
         return digest_of({"common": common, "query": dataclasses.asdict(query), "record": record})
 
-    def _score(self, query: Query, clip: _Clip) -> dict:
+    def _score(self, query: Question, clip: _Clip) -> dict:
         try:
             return self._measure(query, clip)
         except Exception as error:  # whatever happens to one question is that question's
@@ -202,7 +202,7 @@ class VideoScores:
             measured = score_question(None, None, query, self.listed, None, self.protocol)
             return self._about(query, f"it cannot be scored: {type(error).__name__}: {error}", measured)
 
-    def _measure(self, query: Query, clip: _Clip) -> dict:
+    def _measure(self, query: Question, clip: _Clip) -> dict:
         record, reason = self._find_record(query)
         try:
             id_maps, truth = clip.id_maps(), read_truth(self.video, query, self.indices, self.protocol)
@@ -222,7 +222,7 @@ class VideoScores:
             raise NumericalError("a measure is not finite (NaN or infinity), which must not enter a mean") from None
         return self._about(query, reason, measured)
 
-    def _about(self, query: Query, reason: str | None, measured: dict) -> dict:
+    def _about(self, query: Question, reason: str | None, measured: dict) -> dict:
         return {
             "video_id": self.video.video_id,
             "query_id": query.query_id,
@@ -234,7 +234,7 @@ class VideoScores:
             **measured,
         }
 
-    def _find_record(self, query: Query) -> tuple[Record | None, str | None]:
+    def _find_record(self, query: Question) -> tuple[Record | None, str | None]:
         """The question's record, or None and the reason why there is no usable one."""
         try:
             record = read_record(self.output_dir, self.video.video_id, query.query_id)

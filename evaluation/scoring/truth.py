@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from evaluation.protocol import Protocol
 from utils.errors import DataError
 from utils.masks import read_id_mask
@@ -32,7 +32,7 @@ class Truth:
         return self.objects & self.in_window[:, None, None]
 
 
-def question_window(query: Query, frame_indices: np.ndarray, protocol: Protocol) -> np.ndarray:
+def question_window(query: Question, frame_indices: np.ndarray, protocol: Protocol) -> np.ndarray:
     """bool [U]: which frames lie in the question's action window, read as the protocol says."""
     if protocol.window == "clipped" or query.raw_window is None:
         return query.in_window(frame_indices)
@@ -40,7 +40,7 @@ def question_window(query: Query, frame_indices: np.ndarray, protocol: Protocol)
     return (frame_indices >= first) & (frame_indices <= last)
 
 
-def read_truth(video: VideoRecord, query: Query, frame_indices: np.ndarray, protocol: Protocol) -> Truth:
+def read_truth(video: VideoRecord, query: Question, frame_indices: np.ndarray, protocol: Protocol) -> Truth:
     """Read a question's ground truth on some frames.
 
     Args:

@@ -80,7 +80,7 @@ def test_masks_that_fit_are_accepted(tmp_path, frames, masks, mask):
     write_clip(tmp_path / "groundmore_videos", frames, masks, mask=mask)
     (record,) = open_clip(tmp_path)
     for index, number in enumerate(frames):
-        assert record.read_object_mask(record.queries[0], index).any() == (number in masks)
+        assert record.read_object_mask(record.questions[0], index).any() == (number in masks)
 
 
 def test_modes_are_looked_at_on_opening(tmp_path):
@@ -98,7 +98,7 @@ def test_modes_are_looked_at_on_opening(tmp_path):
     with pytest.raises(DataError, match="frame_000000.jpg: .*mode F"):
         corpus.check()
     with pytest.raises(DataError, match="frame_000000"):
-        corpus[0].read_object_mask(corpus[0].queries[0], 0)
+        corpus[0].read_object_mask(corpus[0].questions[0], 0)
     spoil(11)
     with pytest.raises(DataError) as caught:
         open_clip(tmp_path)

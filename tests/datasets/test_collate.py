@@ -12,14 +12,14 @@ from PIL import Image
 from datasets import collate as collate_module
 from datasets.collate import CorpusDataset, SampleProcessor, collate
 from datasets.conversation import ANSWERS
-from datasets.sample import Query, VideoRecord, VideoSample
+from datasets.sample import Question, VideoRecord, VideoSample
 from datasets.tokenization import load_tokenizer
 from utils.batch import IGNORE_INDEX, MoraBatch
 from utils.errors import ConfigError, DataError, TokenizerError
 
 HEIGHT, WIDTH, FRAMES = 30, 40, 10
-QUESTION = Query("q1", "What moves left?", True, "the red circle", (1,), "Descriptive", (3, 6), (3, 6))
-PHRASE = Query("e1", "the red circle", False, None, (1,))
+QUESTION = Question("q1", "What moves left?", True, "the red circle", (1,), "Descriptive", (3, 6), (3, 6))
+PHRASE = Question("e1", "the red circle", False, None, (1,))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def processor(tokenizer):
     return SampleProcessor(tokenizer, sam_size=32, clip_size=16, template="plain", answer_style="name")
 
 
-def object_mask(query: Query, index: int) -> np.ndarray:
+def object_mask(query: Question, index: int) -> np.ndarray:
     """The object is ``index + 1`` pixels wide on frame ``index``, inside the window and outside."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[5:7, : index + 1] = True
@@ -48,8 +48,8 @@ def record(tmp_path) -> VideoRecord:
     return VideoRecord("groundmore", "clip_0000_0002", tuple(paths), (QUESTION, PHRASE), object_mask)
 
 
-def sample_of(record: VideoRecord, frames=(0, 3, 6, 9), queries=None) -> VideoSample:
-    return VideoSample(record, np.array(frames, dtype=np.int64), queries or record.queries)
+def sample_of(record: VideoRecord, frames=(0, 3, 6, 9), questions=None) -> VideoSample:
+    return VideoSample(record, np.array(frames, dtype=np.int64), questions or record.questions)
 
 
 def rng() -> np.random.Generator:
@@ -102,7 +102,7 @@ def test_frames_outside_the_window_may_be_ignored(tokenizer, record):
 def test_some_frames_supervise_masks(tokenizer, record, outside, allowed):
     processor = SampleProcessor(tokenizer, 32, 16, outside_window=outside, mask_frames=1)
     generator = rng()
-    drawn = [processor(sample_of(record, queries=(QUESTION,)), generator).questions[0] for _ in range(40)]
+    drawn = [processor(sample_of(record, questions=(QUESTION,)), generator).questions[0] for _ in range(40)]
     assert {int(q.mask_frames) for q in drawn} == allowed
     for question in drawn:
         assert question.masks[0, 0].sum() == [0, 8, 14, 0][int(question.mask_frames)]
@@ -113,11 +113,11 @@ def test_every_frame_and_mask_is_read_once_and_only_if_needed(tokenizer, record,
     read = collate_module.read_frame
     monkeypatch.setattr(collate_module, "read_frame", lambda path: frames.append(Path(path).stem) or read(path))
 
-    def counted(query: Query, index: int) -> np.ndarray:
+    def counted(query: Question, index: int) -> np.ndarray:
         masks.append(index)
         return object_mask(query, index)
 
-    record = VideoRecord(record.corpus, record.video_id, record.frame_paths, record.queries, counted)
+    record = VideoRecord(record.corpus, record.video_id, record.frame_paths, record.questions, counted)
     video = SampleProcessor(tokenizer, 32, 16)(sample_of(record, (0, 0, 4, 9), (QUESTION,)), rng())
     assert frames == ["0000000", "0000004", "0000009"] and masks == [4]
     assert video.num_frames == 4 and video.clip_pixels[0].equal(video.clip_pixels[1])
@@ -127,18 +127,18 @@ def test_sizes_that_disagree_name_both(processor, record):
     Image.fromarray(np.zeros((HEIGHT, WIDTH + 1, 3), dtype=np.uint8)).save(record.frame_paths[6])
     with pytest.raises(DataError, match="0000006.png is 30 x 41, but .*0000000.png .* 30 x 40"):
         processor(sample_of(record), rng())
-    small = VideoRecord("c", "v", record.frame_paths, record.queries, lambda query, index: np.ones((3, 4), bool))
+    small = VideoRecord("c", "v", record.frame_paths, record.questions, lambda query, index: np.ones((3, 4), bool))
     with pytest.raises(DataError, match="0000003.png is 30 x 40, but its mask .* video v query q1 is 3 x 4"):
         processor(sample_of(small, (0, 3)), rng())
 
 
 def test_bad_text_and_long_text_name_the_question(tokenizer, record):
-    bad = Query("q9", "Where is [SEG]?", True, None, (1,), "Causal", (0, 1), (0, 1))
+    bad = Question("q9", "Where is [SEG]?", True, None, (1,), "Causal", (0, 1), (0, 1))
     with pytest.raises(DataError, match="groundmore video clip_0000_0002 query q9"):
-        SampleProcessor(tokenizer, 32, 16)(sample_of(record, queries=(bad,)), rng())
-    long = Query("q8", "What moves " * 60, True, None, (1,), "Causal", (0, 1), (0, 1))
+        SampleProcessor(tokenizer, 32, 16)(sample_of(record, questions=(bad,)), rng())
+    long = Question("q8", "What moves " * 60, True, None, (1,), "Causal", (0, 1), (0, 1))
     with pytest.raises(DataError, match="clip_0000_0002 query q8: the conversation has"):
-        SampleProcessor(tokenizer, 32, 16, max_length=100)(sample_of(record, queries=(long,)), rng())
+        SampleProcessor(tokenizer, 32, 16, max_length=100)(sample_of(record, questions=(long,)), rng())
 
 
 def test_settings_are_checked_at_once(tokenizer):

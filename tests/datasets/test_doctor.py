@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets.doctor.__main__
 from datasets.corpora.groundmore import GroundMoRe
+from datasets.doctor import __main__ as doctor_command
 from datasets.doctor import clip
 from datasets.doctor.__main__ import build_parser, examine_corpus, main
 from datasets.doctor.annotations import Options
@@ -197,9 +197,9 @@ def die(task):
 
 
 def test_a_killed_process_costs_one_clip(monkeypatch):
-    monkeypatch.setattr(datasets.doctor, "examine", die)
+    monkeypatch.setattr(doctor_command, "examine", die)
     tasks = [clip.ClipTask("s", video, ()) for video in "abcdefgh"]
-    reports = list(datasets.doctor._reports(iter(tasks), workers=2))
+    reports = list(doctor_command._reports(iter(tasks), workers=2))
     assert [report.video for report in reports] == list("abcdefgh")
     failed = {report.video: [finding.kind for finding in report.findings] for report in reports if report.findings}
     assert failed == {"b": ["examination-failed"]}
@@ -218,9 +218,9 @@ def test_tasks_are_taken_as_they_are_needed(monkeypatch):
         def shutdown(self, **_):
             pass
 
-    monkeypatch.setattr(datasets.doctor, "_pool", lambda workers: Instant())
+    monkeypatch.setattr(doctor_command, "_pool", lambda workers: Instant())
     taken = deque()
-    reports = datasets.doctor._reports((taken.append(k) or k for k in range(100)), workers=2)
+    reports = doctor_command._reports((taken.append(k) or k for k in range(100)), workers=2)
     next(reports)
     assert len(taken) == 6
     assert len(list(reports)) == 99

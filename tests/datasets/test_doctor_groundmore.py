@@ -264,7 +264,7 @@ def test_a_window_beyond_the_clip(corpus):
 def test_masks_and_windows(corpus):
     question = next(iter(corpus.read()["videos"][corpus.video]["questions"].values()))
     reader = GroundMoRe(corpus.meta, corpus.root / "groundmore_videos")
-    first, last = reader[0].queries[0].window
+    first, last = reader[0].questions[0].window
     hidden = int(question["obj_id"].split(",")[0])
     for index in range(first, last + 1):  # the answer vanishes from its window
         ids = read_id_mask(corpus.mask(index)).copy()

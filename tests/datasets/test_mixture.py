@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.mixture import KNOWN, Mixture, build_mixture
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from utils.errors import ConfigError, DataError
 from utils.masks import encode_rle, write_id_mask
 
@@ -21,9 +21,9 @@ def always_seen(query, index):
 
 def corpus_of(name, count):
     """Records in memory, named after their place."""
-    queries = tuple(Query(str(k), f"thing {k}", is_question=False, object_ids=(1,)) for k in range(3))
+    questions = tuple(Question(str(k), f"thing {k}", is_question=False, object_ids=(1,)) for k in range(3))
     paths = tuple(Path(f"{k}.jpg") for k in range(30))
-    return [VideoRecord(name, f"{name}{k}", paths, queries, always_seen) for k in range(count)]
+    return [VideoRecord(name, f"{name}{k}", paths, questions, always_seen) for k in range(count)]
 
 
 def mixture_of(seed=0, rates=(1, 1, 2), **options):
@@ -32,7 +32,7 @@ def mixture_of(seed=0, rates=(1, 1, 2), **options):
 
 
 def describe(sample):
-    return sample.record.video_id, sample.frame_indices.tolist(), [query.query_id for query in sample.queries]
+    return sample.record.video_id, sample.frame_indices.tolist(), [query.query_id for query in sample.questions]
 
 
 def test_a_sample_depends_on_seed_and_number_only():
@@ -69,9 +69,9 @@ def test_one_corpus_alone_is_its_permutations():
 
 
 def test_settings_reach_the_sample():
-    sample = mixture_of(num_frames=8, max_queries=2, strategy="uniform")[4]
+    sample = mixture_of(num_frames=8, max_questions=2, strategy="uniform")[4]
     assert sample.frame_indices.tolist() == np.rint(np.linspace(0, 29, 8)).astype(int).tolist()
-    assert len(sample.queries) == 2
+    assert len(sample.questions) == 2
     with pytest.raises(IndexError):
         mixture_of()[-1]
 
@@ -81,7 +81,7 @@ def test_a_bad_sample_is_not_replaced():
         raise DataError("clip/00003.png: cannot read this mask")
 
     good = corpus_of("a", 1)[0]
-    mixture = Mixture({"a": [VideoRecord("a", "bad", good.frame_paths, good.queries, fail)]}, [1], seed=0)
+    mixture = Mixture({"a": [VideoRecord("a", "bad", good.frame_paths, good.questions, fail)]}, [1], seed=0)
     with pytest.raises(DataError, match=r"00003\.png"):
         mixture[0]
 
@@ -96,7 +96,7 @@ def test_rates_that_do_not_fit(rates, message):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(seed=-1), dict(num_frames=0), dict(max_queries=0), dict(strategy="best")], ids=str
+    "options", [dict(seed=-1), dict(num_frames=0), dict(max_questions=0), dict(strategy="best")], ids=str
 )
 def test_settings_out_of_range(options):
     with pytest.raises(ConfigError):
@@ -165,7 +165,7 @@ def test_the_published_layout(dataset_dir):
     samples = [mixture[i] for i in range(30)]
     assert {sample.record.corpus for sample in samples} == set(KNOWN)
     for sample in samples:
-        query = sample.queries[0]
+        query = sample.questions[0]
         target = [sample.record.read_target(query, int(k)).sum() for k in sample.frame_indices]
         assert target == [6 if inside else 0 for inside in query.in_window(sample.frame_indices)]
 

@@ -74,7 +74,7 @@ def ytvos_meta(root):
 
 def test_ytvos_has_one_record_per_object(ytvos):
     corpus = ReferYoutubeVos(ytvos)
-    assert [(r.video_id, r.queries[0].object_ids) for r in corpus] == [
+    assert [(r.video_id, r.questions[0].object_ids) for r in corpus] == [
         ("vid_a", (1,)),
         ("vid_a", (2,)),
         ("vid_b", (1,)),
@@ -82,22 +82,22 @@ def test_ytvos_has_one_record_per_object(ytvos):
     assert len(corpus) == 3 and corpus.num_queries == 4
     dog = corpus[0]
     assert dog.corpus == "refer_video_seg"
-    assert [q.text for q in dog.queries] == ["a dog running left", "the dog"]
-    assert not dog.queries[0].is_question and dog.queries[0].window is None
+    assert [q.text for q in dog.questions] == ["a dog running left", "the dog"]
+    assert not dog.questions[0].is_question and dog.questions[0].window is None
     assert [p.stem for p in dog.frame_paths] == YTVOS_FRAMES  # the file lists them backwards
     for number in range(3):
-        mask = dog.read_object_mask(dog.queries[0], number)
+        mask = dog.read_object_mask(dog.questions[0], number)
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, box(1, 2 * number) == 1)
     ball = corpus[1]
-    assert [bool(ball.read_target(ball.queries[0], k).any()) for k in range(3)] == [False, False, True]
+    assert [bool(ball.read_target(ball.questions[0], k).any()) for k in range(3)] == [False, False, True]
     corpus.check()
 
 
 def test_ytvos_category_names_the_answer(ytvos):
     objects = {"1": {"category": "Giant_Dog", "frames": []}, "2": {"category": "ball", "frames": []}}
     write_json(ytvos / "train/meta.json", {"videos": {"vid_a": {"objects": objects}}})
-    answers = [[query.answer for query in record.queries] for record in ReferYoutubeVos(ytvos)]
+    answers = [[query.answer for query in record.questions] for record in ReferYoutubeVos(ytvos)]
     assert answers == [["the giant dog", "the giant dog"], ["the ball"], [None]]
 
 
@@ -112,7 +112,7 @@ def test_ytvos_lists_mistakes_of_meta_json(ytvos):
 
 def test_records_can_be_sent_to_another_process(ytvos):
     record = pickle.loads(pickle.dumps(ReferYoutubeVos(ytvos)[0]))
-    assert record.read_object_mask(record.queries[0], 1).sum() == 9
+    assert record.read_object_mask(record.questions[0], 1).sum() == 9
 
 
 def test_ytvos_lists_every_mistake_at_once(ytvos):
@@ -163,7 +163,7 @@ def test_skipping_is_loud(ytvos, caplog):
     (ytvos / "train/JPEGImages/vid_b/00005.jpg").unlink()
     with caplog.at_level(logging.WARNING):
         corpus = ReferYoutubeVos(ytvos, on_problem="skip")
-    assert [[q.query_id for q in r.queries] for r in corpus] == [["1"], ["2"]]
+    assert [[q.query_id for q in r.questions] for r in corpus] == [["1"], ["2"]]
     assert "vid_a, expression 0: has no 'exp'" in caplog.text and "vid_b" in caplog.text
     assert "2 mistakes; 2 records are left" in caplog.text
 
@@ -209,7 +209,7 @@ def test_object_absent_from_every_mask(ytvos, caplog):
     corpus = ReferYoutubeVos(ytvos)
     message = r"video vid_a: object id 9 of query 7 is in none of the clip's masks, which hold \[1, 2\]"
     with pytest.raises(DataError, match=message):
-        corpus[2].read_object_mask(corpus[2].queries[0], 0)
+        corpus[2].read_object_mask(corpus[2].questions[0], 0)
     with pytest.raises(DataError, match=message):
         corpus.check()
     lenient = ReferYoutubeVos(ytvos, on_problem="skip")
@@ -258,7 +258,7 @@ def test_mevis_reads_unions_by_position(mevis):
     corpus = MeViS(mevis)
     assert len(corpus) == 1 and corpus[0].corpus == "mevis"
     record = corpus[0]
-    single, both, none = record.queries
+    single, both, none = record.questions
     assert single.text == "the bird flying" and single.object_ids == (11,) and both.object_ids == (11, 12)
     np.testing.assert_array_equal(record.read_object_mask(single, 1), box(0, 3) == 1)
     assert not record.read_object_mask(single, 2).any()
@@ -274,7 +274,7 @@ def test_mevis_masks_go_by_sorted_frames(mevis):
     edit(mevis / "train/meta_expressions.json", lambda meta: meta["videos"]["v0"].update(frames=MEVIS_FRAMES[::-1]))
     record = MeViS(mevis)[0]
     assert [p.stem for p in record.frame_paths] == MEVIS_FRAMES
-    assert not record.read_object_mask(record.queries[0], 2).any()
+    assert not record.read_object_mask(record.questions[0], 2).any()
 
 
 def test_mevis_lists_every_mistake_at_once(mevis):

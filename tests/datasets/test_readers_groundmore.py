@@ -69,7 +69,7 @@ def test_a_hole_in_the_frames_is_named(corpus_at):
 def test_a_question_and_its_target(corpus_at):
     corpus = corpus_at([question()])
     record = corpus[0]
-    query = record.queries[0]
+    query = record.questions[0]
     assert (record.corpus, record.video_id, len(record.frame_paths)) == ("groundmore", VIDEO, NUM_FRAMES)
     assert query.text == "What is pushed by the Red Ball?" and query.answer == "the cup" and query.is_question
     assert query.window == query.raw_window == (6, 11)
@@ -122,20 +122,22 @@ def test_window_arithmetic():
 
 
 def test_windows_are_clipped_and_kept_raw(corpus_at):
-    queries = corpus_at([question(action_start="01:29", action_end="02:00"), question(action_start="91")])[0].queries
-    assert [(q.window, q.raw_window) for q in queries] == [((0, 17), (-6, 179)), ((6, 11), (6, 11))]
+    questions = corpus_at([question(action_start="01:29", action_end="02:00"), question(action_start="91")])[
+        0
+    ].questions
+    assert [(q.window, q.raw_window) for q in questions] == [((0, 17), (-6, 179)), ((6, 11), (6, 11))]
 
 
 def test_types_are_read_in_any_case(corpus_at):
-    queries = corpus_at([question(q_type="causal"), question(q_type=" DESCRIPTIVE ")])[0].queries
-    assert [q.q_type for q in queries] == ["Causal", "Descriptive"]
+    questions = corpus_at([question(q_type="causal"), question(q_type=" DESCRIPTIVE ")])[0].questions
+    assert [q.q_type for q in questions] == ["Causal", "Descriptive"]
 
 
 @pytest.mark.parametrize("obj_id", ["1, 2", "2,1", "1 ,2,2"])
 def test_comma_lists_are_unions(corpus_at, obj_id):
     record = corpus_at([question(obj_id=obj_id)])[0]
-    assert sorted(record.queries[0].object_ids) == [1, 2]
-    mask = record.read_target(record.queries[0], 7)
+    assert sorted(record.questions[0].object_ids) == [1, 2]
+    mask = record.read_target(record.questions[0], 7)
     assert mask[2:5, 7:9].all() and mask[7:9, 0:3].all() and mask.sum() == 12
 
 
@@ -155,13 +157,13 @@ def test_both_naming_conventions(corpus_at, image, mask):
     assert corpus.missing_masks == {video: (3, 8)}
     record = corpus[0]
     for number in (0, 7, 17):
-        assert record.read_object_mask(record.queries[0], number)[3, number % 10]
+        assert record.read_object_mask(record.questions[0], number)[3, number % 10]
 
 
 def test_the_mask_of_the_same_stem_comes_first(corpus_at):
     write_id_mask(corpus_at.root / VIDEO / "masks" / "0000007.png", np.zeros((HEIGHT, WIDTH), np.uint8))
     record = corpus_at([question()])[0]
-    assert record.read_target(record.queries[0], 7).any()
+    assert record.read_target(record.questions[0], 7).any()
 
 
 MISTAKES = [
@@ -211,7 +213,7 @@ def test_one_question_may_have_several_mistakes(corpus_at):
 def test_bad_questions_are_skipped_loudly(corpus_at, caplog):
     with caplog.at_level(logging.WARNING):
         corpus = corpus_at([question(**changes) for changes, _ in MISTAKES] + [question()], on_problem="skip")
-    assert corpus.num_queries == 1 and corpus[0].queries[0].query_id == str(len(MISTAKES))
+    assert corpus.num_queries == 1 and corpus[0].questions[0].query_id == str(len(MISTAKES))
     assert len([r for r in caplog.records if "left out" in r.message]) == len(MISTAKES)
 
 
@@ -249,21 +251,21 @@ def test_object_absent_from_every_mask(corpus_at, caplog):
     record = corpus[0]
     message = rf"video {VIDEO}: object id 7 of query 1 is in none of the clip's masks, which hold \[1, 2\]"
     with pytest.raises(DataError, match=message):
-        record.read_target(record.queries[1], 7)
+        record.read_target(record.questions[1], 7)
     with pytest.raises(DataError, match=message) as caught:
         corpus.check()
     assert "(1 problem)" in str(caught.value)
     lenient = corpus_at([question(), question(obj_id="2, 7")], on_problem="skip")
     with caplog.at_level(logging.WARNING):
         lenient.check()
-    assert [q.query_id for q in lenient[0].queries] == ["0"]
+    assert [q.query_id for q in lenient[0].questions] == ["0"]
 
 
 def test_mask_and_frame_must_agree_in_size(corpus_at):
     write_id_mask(corpus_at.root / VIDEO / "masks" / "frame_000007.png", np.ones((HEIGHT, WIDTH * 2), np.uint8))
     corpus = corpus_at([question()])
     with pytest.raises(DataError, match=r"frame_000007\.png: this mask is 10 x 28 .* is 10 x 14"):
-        corpus[0].read_target(corpus[0].queries[0], 7)
+        corpus[0].read_target(corpus[0].questions[0], 7)
     with pytest.raises(DataError, match=r"frame_000007\.png"):
         corpus.check()
 
@@ -278,8 +280,8 @@ def test_masks_missing_inside_the_window_can_be_an_error(corpus_at):
 def test_unusable_windows_can_be_kept(corpus_at):
     entries = [question(action_end="01:31"), question(action_start="01:40", action_end="01:41"), question()]
     record = corpus_at(entries, empty_windows="keep")[0]
-    assert [q.raw_window for q in record.queries] == [(6, 5), (60, 65), (6, 11)]
-    for query in record.queries[:2]:
+    assert [q.raw_window for q in record.questions] == [(6, 5), (60, 65), (6, 11)]
+    for query in record.questions[:2]:
         assert not query.in_window(np.arange(-20, 80)).any()
         assert not any(record.read_target(query, k).any() for k in range(NUM_FRAMES))
     with pytest.raises(ValueError, match="empty_windows"):
@@ -291,8 +293,10 @@ def test_a_real_clip(shared_data):
     corpus = GroundMoRe(folder / "groundmore_test.json", folder / "groundmore_videos")
     corpus.check()
     record = corpus[0]
-    assert len(record.frame_paths) == 60 and len(record.queries) == 4 and corpus.missing_masks == {record.video_id: ()}
-    assert [q.window for q in record.queries] == [(0, 5), (12, 53), (0, 5), (12, 53)]
-    assert {q.q_type for q in record.queries} == {"Causal", "Sequential", "Counterfactual", "Descriptive"}
-    target = record.read_target(record.queries[1], 30)
-    assert target.shape == (360, 640) and target.any() and not record.read_target(record.queries[1], 54).any()
+    assert (
+        len(record.frame_paths) == 60 and len(record.questions) == 4 and corpus.missing_masks == {record.video_id: ()}
+    )
+    assert [q.window for q in record.questions] == [(0, 5), (12, 53), (0, 5), (12, 53)]
+    assert {q.q_type for q in record.questions} == {"Causal", "Sequential", "Counterfactual", "Descriptive"}
+    target = record.read_target(record.questions[1], 30)
+    assert target.shape == (360, 640) and target.any() and not record.read_target(record.questions[1], 54).any()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.sample import Query, VideoRecord
+from datasets.sample import Question, VideoRecord
 from datasets.sampling import (
     draw_sample,
     jittered_frames,
@@ -122,11 +122,12 @@ def record_of(num_frames, num_queries=4, visible=None, window=None, object_ids=(
         looked_at.append(index)
         return np.full((2, 2), visible is None or index in visible)
 
-    queries = tuple(
-        Query(str(k), f"thing {k}", is_question=False, object_ids=object_ids, window=window) for k in range(num_queries)
+    questions = tuple(
+        Question(str(k), f"thing {k}", is_question=False, object_ids=object_ids, window=window)
+        for k in range(num_queries)
     )
     paths = tuple(Path(f"{k:05d}.jpg") for k in range(num_frames))
-    return VideoRecord("test", "v", paths, queries, read), looked_at
+    return VideoRecord("test", "v", paths, questions, read), looked_at
 
 
 @pytest.mark.parametrize("strategy", ["anchor", "uniform", "jitter"])
@@ -135,12 +136,12 @@ def test_draw_sample(strategy):
     sample = draw_sample(record, 5, 2, generator(1), strategy)
     assert sample.record is record
     check_frames(sample.frame_indices, 30, 5)
-    assert len(sample.queries) == 2 and sample.queries[0].query_id < sample.queries[1].query_id
+    assert len(sample.questions) == 2 and sample.questions[0].query_id < sample.questions[1].query_id
     again = draw_sample(record, 5, 2, generator(1), strategy)
     np.testing.assert_array_equal(again.frame_indices, sample.frame_indices)
-    assert again.queries == sample.queries
-    assert len(draw_sample(record, 5, 9, generator(1), strategy).queries) == 4
-    drawn = {draw_sample(record, 5, 1, generator(seed), strategy).queries[0].query_id for seed in range(60)}
+    assert again.questions == sample.questions
+    assert len(draw_sample(record, 5, 9, generator(1), strategy).questions) == 4
+    drawn = {draw_sample(record, 5, 1, generator(seed), strategy).questions[0].query_id for seed in range(60)}
     assert drawn == {"0", "1", "2", "3"}
 
 
@@ -171,7 +172,7 @@ def test_no_mask_is_read_where_it_cannot_help(options):
 
 def test_windowed_clips_are_sampled_inside_and_outside():
     record, _ = record_of(60, window=(20, 39))
-    inside = [record.queries[0].in_window(draw_sample(record, 5, 1, generator(s)).frame_indices) for s in range(300)]
+    inside = [record.questions[0].in_window(draw_sample(record, 5, 1, generator(s)).frame_indices) for s in range(300)]
     assert 0.25 < np.mean(inside) < 0.42
 
 
@@ -179,5 +180,5 @@ def test_draw_sample_refuses_nonsense():
     record, _ = record_of(10)
     with pytest.raises(ValueError, match="strategy"):
         draw_sample(record, 5, 1, generator(), "random")
-    with pytest.raises(ValueError, match="max_queries"):
+    with pytest.raises(ValueError, match="max_questions"):
         draw_sample(record, 5, 0, generator())

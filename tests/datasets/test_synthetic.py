@@ -70,8 +70,8 @@ def test_groundmore_reads_back_as_the_log_has_it(corpus):
         record = reader[number]
         assert len(record.frame_paths) == video.num_frames
         by_text = {question.text: question for question in video.questions}
-        assert len(record.queries) in (2, len(video.questions))
-        for query in record.queries:
+        assert len(record.questions) in (2, len(video.questions))
+        for query in record.questions:
             question = by_text[query.text]
             assert (query.answer, query.q_type) == (question.answer, question.q_type)
             assert query.window == query.raw_window == question.window
@@ -117,13 +117,13 @@ def test_the_test_split_comes_with_plain_referring_questions(corpus):
     motion = GroundMoRe(folder / "groundmore_test.json", folder / "groundmore_videos")
     assert [record.video_id for record in reader] == [record.video_id for record in motion]
     for number, video in enumerate(groundmore_videos(4, 4, "test")):
-        assert len(reader[number].queries) == len(video.objects)
-        for query, target in zip(reader[number].queries, video.objects):
+        assert len(reader[number].questions) == len(video.objects)
+        for query, target in zip(reader[number].questions, video.objects):
             assert target.name in query.text and query.answer == f"the {target.name}"
             assert query.window == (0, video.num_frames - 1)
             expected = video.id_map[5] == target.object_id
             np.testing.assert_array_equal(reader[number].read_target(query, 5), expected)
-        assert all(len(query.object_ids) == 1 for query in motion[number].queries)
+        assert all(len(query.object_ids) == 1 for query in motion[number].questions)
 
 
 def test_refer_youtube_vos_reads_back(corpus):
@@ -136,8 +136,8 @@ def test_refer_youtube_vos_reads_back(corpus):
     for record in reader:
         video = videos[record.video_id]
         said = {(e.text.lower(), e.object_ids) for e in video.expressions if len(e.object_ids) == 1}
-        assert {(query.text, query.object_ids) for query in record.queries} <= said
-        query = record.queries[0]
+        assert {(query.text, query.object_ids) for query in record.questions} <= said
+        query = record.questions[0]
         expected = video.id_map[-1] == query.object_ids[0]
         np.testing.assert_array_equal(record.read_target(query, video.num_frames - 1), expected)
     meta = json.loads((corpus / "refytvos/train/meta.json").read_text())["videos"]
@@ -151,7 +151,7 @@ def test_mevis_reads_back_with_several_objects(corpus):
     for number, record in enumerate(reader):
         video = make_video(3, MeViSLayout.first_index + number, SETTINGS)
         by_text = {expression.text.lower(): expression.object_ids for expression in video.expressions}
-        for query in record.queries:
+        for query in record.questions:
             ids = by_text.get(query.text, ())
             several += len(ids) > 1
             expected = np.isin(video.id_map[7], ids)
@@ -251,7 +251,7 @@ def test_a_720p_clip_is_written_and_read(tmp_path):
     flags = ["--seed", "1", "--num_videos", "1", "--corpora", "groundmore", "--num_frames", "24"]
     assert main(["--out", str(tmp_path), *flags, "--height", "720", "--width", "1280", "--workers", "1"]) == 0
     reader = GroundMoRe(tmp_path / "GroundMoRe/trainval_v2.json", tmp_path / "GroundMoRe/groundmore_videos")
-    query = reader[0].queries[0]
+    query = reader[0].questions[0]
     mask = reader[0].read_target(query, query.window[0])
     assert mask.shape == (720, 1280) and mask.any()
 

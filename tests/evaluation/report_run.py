@@ -32,7 +32,7 @@ def write_records(videos, output, mark):
     for video in videos:
         listed = PROTOCOL.sample(len(video.frame_paths))
         indices = np.unique(listed)
-        for query in video.queries:
+        for query in video.questions:
             name = NAMES[video.video_id, query.query_id]
             about = dict(
                 video_id=video.video_id, query_id=query.query_id, question=query.text, fingerprint=mark,

@@ -242,9 +242,9 @@ def test_texts_are_asked_as_the_protocol_says(model, tokenizer, corpus, monkeypa
     asked = []
     monkeypatch.setattr("model.answering.answer", lambda model, context, prompts, how: asked.extend(prompts) or [])
     predictor = MoraPredictor(model, tokenizer, make_protocol(prompt=prompt))
-    predictor.answer(None, video.queries)
-    assert len(asked) == len(video.queries)
-    for query, ids in zip(video.queries, asked):
+    predictor.answer(None, video.questions)
+    assert len(asked) == len(video.questions)
+    for query, ids in zip(video.questions, asked):
         words = tokenizer.decode(ids[ids >= 0].tolist())
         assert expected in words and query.text.lower().split()[0] in words.lower()
 
@@ -256,8 +256,8 @@ def test_questions_together_equal_questions_alone(model, tokenizer, corpus):
         protocol = make_protocol(force_seg_token=True, force_loc_token=True, max_new_tokens=4, **fields)
         predictor = MoraPredictor(model, tokenizer, protocol)
         prepared = predictor.prepare(video.video_id, frames)
-        together = predictor.answer(predictor.encode(prepared), video.queries)
-        for query, prediction in zip(video.queries, together):
+        together = predictor.answer(predictor.encode(prepared), video.questions)
+        for query, prediction in zip(video.questions, together):
             alone = predictor.answer(predictor.encode(prepared), [query])[0]
             assert alone.answers == prediction.answers and "[SEG]" in alone.answers[0]
             assert np.allclose(alone.loc_probs, prediction.loc_probs, atol=1e-5)
@@ -270,10 +270,10 @@ def test_a_model_that_says_nothing_has_no_masks_and_no_times(model, tokenizer, c
     frames = [read_frame(path) for path in video.frame_paths[:3]]
     predictor = MoraPredictor(model, tokenizer, make_protocol(max_new_tokens=1))
     prepared = predictor.prepare(video.video_id, frames)
-    prediction = predictor.answer(predictor.encode(prepared), video.queries[:1])[0]
+    prediction = predictor.answer(predictor.encode(prepared), video.questions[:1])[0]
     assert not prediction.has_seg.any() and not prediction.masks.any() and prediction.loc_probs is None
     silent = MoraPredictor(model, tokenizer, make_protocol(seg_only=True, force_seg_token=True, max_new_tokens=1))
-    prediction = silent.answer(silent.encode(prepared), video.queries[:1])[0]
+    prediction = silent.answer(silent.encode(prepared), video.questions[:1])[0]
     assert prediction.has_seg.all() and prediction.forced_seg and prediction.loc_probs is None
 
 
@@ -301,7 +301,7 @@ def test_the_real_mini_corpus(shared_data, flags, tmp_path):
     flags += ["--meta_file", str(real / "groundmore_test.json"), "--video_root", str(real / "groundmore_videos")]
     assert main(flags) == 0
     corpus = GroundMoRe(real / "groundmore_test.json", real / "groundmore_videos")
-    for query in corpus[0].queries:
+    for query in corpus[0].questions:
         record = read_record(tmp_path / "out", corpus[0].video_id, query.query_id)
         assert record.ok and len(record.masks) == 6
         assert all(decode_rle(rle).shape == (360, 640) for rle in record.masks)

@@ -68,8 +68,8 @@ def test_ids_that_numpy_takes_for_equal_are_two_videos():
 
 
 def test_no_id_or_text_forges_a_line(corpus, dummy_predictor, tmp_path, capsys, caplog):
-    queries = tuple(dataclasses.replace(query, query_id=f"{query.query_id}, 1.0000") for query in corpus[0].queries)
-    videos = [dataclasses.replace(corpus[0], video_id=FORGED, queries=queries), corpus[1]]
+    questions = tuple(dataclasses.replace(query, query_id=f"{query.query_id}, 1.0000") for query in corpus[0].questions)
+    videos = [dataclasses.replace(corpus[0], video_id=FORGED, questions=questions), corpus[1]]
     folder = run(videos, dummy_predictor, tmp_path)
     record_path(folder, FORGED, "1, 1.0000").unlink()
     scores = score_corpus(videos, folder, PROTOCOL)

@@ -86,7 +86,7 @@ def test_every_place_is_a_failure_that_names_it(model, tokenizer, corpus, tmp_pa
 
 def test_a_bad_question_does_not_fail_the_others(model, tokenizer, corpus, tmp_path):
     word = tokenizer.encode("ball")[-1]  # only question 1 has it
-    asked = [query.text for query in corpus[0].queries]
+    asked = [query.text for query in corpus[0].questions]
     assert [word in tokenizer.encode(text) for text in asked] == [False, True]
 
     def spoil(module, inputs, output):

@@ -40,7 +40,7 @@ def record_of(video, query, **changed):
 def clip(corpus):
     """The first clip, its question about frames 0..11, and a record."""
     video = corpus[0]
-    return video, video.queries[0], record_of(video, video.queries[0])
+    return video, video.questions[0], record_of(video, video.questions[0])
 
 
 def picture_part(frame):
@@ -127,9 +127,9 @@ def flags(corpus, corpus_paths, tmp_path):
     """Flags of a scored run of the first clip, in which question 1 failed."""
     video = corpus[0]
     mark = open_run(tmp_path, {"weights": "w"})
-    write_record(tmp_path, record_of(video, video.queries[0], fingerprint=mark))
+    write_record(tmp_path, record_of(video, video.questions[0], fingerprint=mark))
     failed = record_of(
-        video, video.queries[1], fingerprint=mark, status="failed", reason="no memory", masks=[], frame_indices=[],
+        video, video.questions[1], fingerprint=mark, status="failed", reason="no memory", masks=[], frame_indices=[],
         loc_probs=None,
     )  # fmt: skip
     write_record(tmp_path, failed)

@@ -38,7 +38,7 @@ def test_a_record_per_question_and_each_video_is_encoded_once(corpus, dummy_pred
     assert record.size == [24, 32] and record.loc_probs == [0.25] * 8 and record.answers == ["It is [SEG]."]
     video = corpus[0]
     for index, rle in zip(record.frame_indices, record.masks):
-        assert np.array_equal(decode_rle(rle), video.read_target(video.queries[0], index))
+        assert np.array_equal(decode_rle(rle), video.read_target(video.questions[0], index))
 
 
 def test_a_frame_without_seg_has_no_mask_in_the_record(corpus, dummy_predictor, tmp_path):
@@ -183,13 +183,13 @@ def test_a_programming_error_is_not_swallowed(corpus, dummy_predictor, tmp_path)
 def test_what_changed_is_said_and_only_that_is_predicted_again(corpus, dummy_predictor, tmp_path, caplog):
     run(corpus, dummy_predictor(corpus, PROTOCOL, perfect), tmp_path / "out")
     alpha, beta = corpus
-    asked_anew = dataclasses.replace(beta.queries[0], text="Who?")
-    added = dataclasses.replace(beta.queries[0], query_id="c")
+    asked_anew = dataclasses.replace(beta.questions[0], text="Who?")
+    added = dataclasses.replace(beta.questions[0], query_id="c")
     frame = tmp_path / alpha.frame_paths[3].name
     frame.write_bytes(alpha.frame_paths[3].read_bytes() + b"0")
     videos = [
         dataclasses.replace(alpha, frame_paths=(*alpha.frame_paths[:3], frame, *alpha.frame_paths[4:])),
-        dataclasses.replace(beta, queries=(asked_anew, beta.queries[1], added)),
+        dataclasses.replace(beta, questions=(asked_anew, beta.questions[1], added)),
         dataclasses.replace(beta, video_id="gamma"),
     ]
     predictor = dummy_predictor(videos, PROTOCOL, perfect)
@@ -201,7 +201,9 @@ def test_what_changed_is_said_and_only_that_is_predicted_again(corpus, dummy_pre
     # An unlisted frame does not matter, nor does a window or an answer, which no prediction depends on.
     assert 4 not in PROTOCOL.sample(24)
     videos[0] = dataclasses.replace(videos[0], frame_paths=(*videos[0].frame_paths[:4], frame, *alpha.frame_paths[5:]))
-    videos[1] = dataclasses.replace(videos[1], queries=(*videos[1].queries[:2], dataclasses.replace(added, answer="?")))
+    videos[1] = dataclasses.replace(
+        videos[1], questions=(*videos[1].questions[:2], dataclasses.replace(added, answer="?"))
+    )
     caplog.clear()
     assert run(videos, predictor, tmp_path / "out").written == 0 and not caplog.text
 
@@ -228,8 +230,8 @@ def test_selecting_videos_and_questions(corpus):
     assert chosen(None, ["1", "b", "1"]) == [("alpha", "1"), ("beta_", "b")]
     assert chosen(None, ["b"], 1) == [("beta_", "b")]  # the first video that has the question
     assert chosen(["beta_0110_0114"], ["b"]) == [("beta_", "b")]
-    assert [len(each.video.queries) for each in select(corpus, None, ["b"])] == [2]
-    assert [query.query_id for query in select(corpus, None, ["b"])[0].scored.queries] == ["b"]
+    assert [len(each.video.questions) for each in select(corpus, None, ["b"])] == [2]
+    assert [query.query_id for query in select(corpus, None, ["b"])[0].scored.questions] == ["b"]
     for arguments, word in (
         ((["gamma"],), "--video gamma"),
         ((None, None, 0), "at least 1"),

@@ -45,7 +45,7 @@ def test_predictions_in_fp32(model, tokenizer, corpus, answer_mode):
     protocol = make_protocol(force_seg_token=True, force_loc_token=True, max_new_tokens=4, answer_mode=answer_mode)
     predictors = [MoraPredictor(model, tokenizer, protocol, use_cache=use_cache) for use_cache in (True, False)]
     for video, context in contexts(predictors[0], corpus):
-        for fast, slow in zip(*(predictor.answer(context, video.queries) for predictor in predictors)):
+        for fast, slow in zip(*(predictor.answer(context, video.questions) for predictor in predictors)):
             assert fast.answers == slow.answers and np.array_equal(fast.has_seg, slow.has_seg)
             assert slow.has_seg.all() and np.array_equal(fast.masks, slow.masks)
             assert np.abs(fast.loc_probs - slow.loc_probs).max() <= 1e-5
@@ -60,7 +60,7 @@ def test_masks_in_bf16_are_as_near_to_each_other_as_to_fp32(model, tokenizer, co
         predictor = MoraPredictor(cast, tokenizer, make_protocol(answer_mode="forced"))
         every = []
         for video, context in contexts(predictor, corpus):
-            prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.queries])
+            prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
             every += cast.answer(context, prompts, "forced", answers, use_cache=use_cache)
         return torch.stack([answer.mask_logits for answer in every]), torch.stack([a.loc_probs for a in every])
 
@@ -81,7 +81,7 @@ def test_states_and_logits(model, tokenizer, corpus, dtype):
     predictor = MoraPredictor(cast, tokenizer, make_protocol(answer_mode="forced"))
     with torch.inference_mode():
         for video, context in contexts(predictor, corpus):
-            prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.queries])
+            prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
             ids = [torch.cat(pair) for pair in zip(prompts, answers)]
             for fast, slow in zip(read(cast, context, ids, True), read(cast, context, ids, False)):
                 for name in ("states", "logits", "prefix_states"):
@@ -94,7 +94,7 @@ def test_masks_are_the_logits_above_the_threshold(model, tokenizer, corpus):
     predictor = MoraPredictor(model, tokenizer, make_protocol())
     seg, loc = model.token_ids()
     (video, context), *_ = contexts(predictor, corpus)
-    prompts, _ = predictor._prompts([groundmore_question(query.text, "") for query in video.queries])
+    prompts, _ = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
     words = [torch.tensor([seg, 20, seg, loc]), torch.tensor([loc])]
     logits = model.answer(context, prompts, "forced", words)
     for threshold in (0.0, 0.1):

@@ -37,7 +37,7 @@ def test_equals_the_cpu(predictors, corpus):
     frames = [read_frame(path) for path in corpus[0].frame_paths[::4]]
     ready = [each.prepare("v", frames) for each in predictors]
     assert ready[1].sam.is_pinned() and torch.equal(ready[0].sam, ready[1].sam)
-    answers = [each.answer(each.encode(part), corpus[0].queries) for each, part in zip(predictors, ready)]
+    answers = [each.answer(each.encode(part), corpus[0].questions) for each, part in zip(predictors, ready)]
     for host, device in zip(*answers):
         assert (host.masks != device.masks).mean() < 1e-2 and host.answers == device.answers
         assert np.abs(host.loc_probs - device.loc_probs).max() < 1e-3

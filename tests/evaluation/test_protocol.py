@@ -68,7 +68,7 @@ def scored(videos, folder, protocol, mask_of, size=(24, 32)):
     for video in videos:
         listed = protocol.sample(len(video.frame_paths))
         frames = np.unique(listed).tolist()
-        for query in video.queries:
+        for query in video.questions:
             record = Record(
                 video_id=video.video_id,
                 query_id=query.query_id,
@@ -112,8 +112,8 @@ def test_a_prediction_of_another_size_and_an_absent_object_are_failures(corpus, 
     video = corpus[0]
     small = scored([video], tmp_path / "small", protocol, lambda *_: np.ones((12, 16), dtype=bool), (12, 16))
     assert [score["status"] for score in small] == ["failed", "failed"] and "12, 16" in small[0]["reason"]
-    queries = (dataclasses.replace(video.queries[0], object_ids=(9,)), video.queries[1])
-    absent = dataclasses.replace(video, queries=queries)
+    questions = (dataclasses.replace(video.questions[0], object_ids=(9,)), video.questions[1])
+    absent = dataclasses.replace(video, questions=questions)
     scores = scored([absent], tmp_path / "absent", protocol, lambda *_: np.zeros((24, 32), dtype=bool))
     assert [score["status"] for score in scores] == ["failed", "ok"] and "object id 9" in scores[0]["reason"]
     assert scores[0]["rows"]["model"]["JF"] == 0

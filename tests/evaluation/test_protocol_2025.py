@@ -174,7 +174,7 @@ def record(corpus, folder, protocol, mark):
     for video in corpus:
         listed = protocol.sample(len(video.frame_paths))
         distinct = np.unique(listed).tolist()
-        for query in video.queries:
+        for query in video.questions:
             masks = [predicted(video.video_id, query.query_id, index) for index in distinct]
             prediction = Record(
                 video_id=video.video_id,
@@ -238,7 +238,7 @@ def test_the_corpus_has_the_hard_cases(paths):
     corpus = GroundMoRe(*paths, empty_windows="keep")
     protocol = make_protocol("groundmore_2025")
     assert sum(len(video.frame_paths) < 20 for video in corpus) == 4
-    impossible = [q.raw_window for video in corpus for q in video.queries if q.window == (0, -1)]
+    impossible = [q.raw_window for video in corpus for q in video.questions if q.window == (0, -1)]
     assert len(impossible) > 12 and any(last < 0 for _, last in impossible) and any(a > b for a, b in impossible)
     kinds = [predicted("long_0110_0120", "whole", i) for i in protocol.sample(58)]
     assert any(not mask.any() for mask in kinds) and any(mask.all() for mask in kinds)
@@ -259,7 +259,7 @@ def test_groundmore_differs_in_impossible_windows_which_it_refuses_and_in_nothin
         GroundMoRe(*paths)
     kept = GroundMoRe(*paths, empty_windows="keep")
     for video in kept:
-        for query in video.queries:
+        for query in video.questions:
             named = f"video {video.video_id}, question {query.query_id}:" in str(caught.value)
             assert named == (query.window == (0, -1)) and not (named and query.query_id in POSSIBLE)
     meta = json.loads(paths[0].read_text())

@@ -88,7 +88,7 @@ def test_a_lost_device_ends_the_run_after_the_question_that_lost_it(corpus, dumm
     predictor = dummy_predictor(corpus, PROTOCOL, raising(error, "1"))
     videos = corpus
     if where == "alone":
-        videos = [dataclasses.replace(corpus[0], queries=corpus[0].queries[1:]), corpus[1]]
+        videos = [dataclasses.replace(corpus[0], questions=corpus[0].questions[1:]), corpus[1]]
     if where == "encode":
         predictor.encode = lambda *_, **__: (_ for _ in ()).throw(error)
     with pytest.raises(DeviceLost, match="same command again"):
@@ -146,8 +146,8 @@ def test_an_id_without_an_embedding(project_root, tokenizer, corpus, tmp_path):
 
 def test_text_that_utf8_cannot_hold(tokenizer, corpus, tmp_path):
     model, half = build(tokenizer, len(tokenizer)), "\udce9"
-    queries = (dataclasses.replace(corpus[0].queries[0], text=f"What is {half}?"), corpus[0].queries[1])
-    video = dataclasses.replace(corpus[0], video_id=f"caf{half}_0000_0004", queries=queries)
+    questions = (dataclasses.replace(corpus[0].questions[0], text=f"What is {half}?"), corpus[0].questions[1])
+    video = dataclasses.replace(corpus[0], video_id=f"caf{half}_0000_0004", questions=questions)
     summary = run([video], MoraPredictor(model, tokenizer, PROTOCOL), tmp_path)
     assert summary.written == 1
     assert "U+DCE9 at character 8" in read_record(tmp_path, video.video_id, "0").reason

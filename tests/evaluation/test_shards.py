@@ -86,13 +86,13 @@ def test_gpus():
 @pytest.fixture
 def many(corpus):
     """Twelve videos with 1 to 12 questions, in no order of size."""
-    query = corpus[0].queries[0]
+    query = corpus[0].questions[0]
     counts = [7, 1, 12, 3, 9, 5, 11, 2, 8, 4, 10, 6]
     return [
         replace(
             corpus[0],
             video_id=f"v{number}",
-            queries=tuple(replace(query, query_id=str(k)) for k in range(count)),
+            questions=tuple(replace(query, query_id=str(k)) for k in range(count)),
         )
         for number, count in enumerate(counts)
     ]
@@ -106,7 +106,7 @@ def test_every_video_belongs_to_one_share_and_shares_are_balanced(many, count):
     assert sorted(names) == sorted(video.video_id for video in many)
     for share in shares:  # in the corpus's order
         assert [selected.index(each) for each in share] == sorted(selected.index(each) for each in share)
-    loads = [sum(10 + len(each.video.queries) for each in share) for share in shares]
+    loads = [sum(10 + len(each.video.questions) for each in share) for share in shares]
     assert max(loads) - min(loads) <= 22  # one video at most
     assert [share_of(selected, Shard(index, count), protocol) for index in range(count)] == shares
 

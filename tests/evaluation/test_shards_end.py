@@ -54,7 +54,7 @@ def test_one_question_that_another_shard_lacks_is_waited_for(shard, corpus, tmp_
     assert shard(1) == 0 and written(tmp_path) == list(RESULTS)
     for name in RESULTS:
         (tmp_path / name).unlink()
-    query = next(video for video in corpus if video.video_id == clip).queries[place]
+    query = next(video for video in corpus if video.video_id == clip).questions[place]
     record_path(tmp_path, clip, query.query_id).unlink()
     owner = next(number for number in (0, 1) if clip in names_of(shard, number, capsys))
     assert shard(1 - owner) == 0
@@ -81,7 +81,7 @@ def test_a_failure_is_forgotten_before_the_model_is_loaded(shard, corpus, tmp_pa
     """Or another shard, which ends while this one loads, takes the old failure for the last word."""
     assert shard(0) == shard(1) == 0
     (clip,) = names_of(shard, 0, capsys)
-    names = [query.query_id for video in corpus if video.video_id == clip for query in video.queries]
+    names = [query.query_id for video in corpus if video.video_id == clip for query in video.questions]
     before = [read_record(tmp_path, clip, name) for name in names]
     failed = dataclasses.replace(before[1], status="failed", reason="RuntimeError: no", masks=[], frame_indices=[])
     write_record(tmp_path, failed if settings == "the same" else dataclasses.replace(failed, fingerprint="other"))

@@ -224,7 +224,7 @@ def test_overfitting_eight_samples(flags, tmp_path, tiny_corpus, tiny_base):
         chosen = uniform_frames(len(record.frame_paths), 4)
         frames = np.stack([read_frame(record.frame_paths[index]) for index in chosen])
         context = model.encode_video(clip(frames), sam(frames), (64, 64), (64, 64))
-        (query,) = record.queries
+        (query,) = record.questions
         prompt = encode_prompt(groundmore_question(query.text), model.config.template, tokenizer)
         (answer,) = model.answer(context, [prompt], eos_token_id=tokenizer.eos_id)
         assert query.answer in tokenizer.decode(answer.token_ids[0])
