@@ -7,16 +7,12 @@ run that stopped after ``i`` samples goes on with sample ``i``.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.corpora.base import Corpus
-from datasets.corpora.groundmore import GroundMoRe
-from datasets.corpora.mevis import MeViS
-from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
+from datasets.corpora import CORPORA, corpus_named
 from datasets.sample import VideoRecord, VideoSample
 from datasets.sampling import STRATEGIES, draw_sample
 from utils.errors import ConfigError
@@ -38,7 +34,7 @@ class Mixture:
         corpora: by name; each has at least one record.
         sample_rates: one per corpus, in the same order; not negative, not all zero; only proportions matter.
         seed: not negative.
-        num_frames: frames per sample.
+        num_frames: frames per sample, one number for all corpora or one for each.
         max_questions: questions per sample at most.
         strategy: how frames are drawn, see :func:`datasets.sampling.draw_sample`.
 
@@ -51,7 +47,7 @@ class Mixture:
         corpora: Mapping[str, Sequence[VideoRecord]],
         sample_rates: Sequence[float],
         seed: int,
-        num_frames: int = 5,
+        num_frames: int | Sequence[int] = 5,
         max_questions: int = 3,
         strategy: str = "anchor",
     ):
@@ -61,14 +57,15 @@ class Mixture:
         for name, corpus in zip(self.names, self.corpora):
             if not len(corpus):
                 raise ConfigError(f"corpus {name} has no record; leave it out of --dataset")
-        if seed < 0 or num_frames < 1 or max_questions < 1:
+        frames = [num_frames] * len(self.names) if isinstance(num_frames, int) else list(num_frames)
+        if seed < 0 or min(frames) < 1 or max_questions < 1:
             raise ConfigError(
                 f"seed must be 0 or more, frames and questions per sample 1 or more; got seed {seed}, "
-                f"{num_frames} frames, {max_questions} questions"
+                f"{min(frames)} frames, {max_questions} questions"
             )
         if strategy not in STRATEGIES:
             raise ConfigError(f"the frame strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
-        self.seed, self.num_frames, self.max_questions, self.strategy = seed, num_frames, max_questions, strategy
+        self.seed, self.num_frames, self.max_questions, self.strategy = seed, frames, max_questions, strategy
         self._before = [np.zeros(len(self.names), dtype=np.int64)]  # per chunk: draws of each corpus before it
         self._chunk: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # per corpus: the pass last asked for, and its order
@@ -82,7 +79,9 @@ class Mixture:
         """
         corpus, record = self.locate(index)
         rng = np.random.default_rng([self.seed, _SAMPLE, index])
-        return draw_sample(self.corpora[corpus][record], self.num_frames, self.max_questions, rng, self.strategy)
+        return draw_sample(
+            self.corpora[corpus][record], self.num_frames[corpus], self.max_questions, rng, self.strategy
+        )
 
     def locate(self, index: int) -> tuple[int, int]:
         """(corpus number, record number) of sample ``index``; reads no file."""
@@ -127,7 +126,7 @@ def _proportions(names: Sequence[str], rates: Sequence[float]) -> np.ndarray:
         ConfigError: they do not fit.
     """
     if not names:
-        raise ConfigError(f"no corpus given; --dataset takes keys joined by ||: {', '.join(KNOWN)}")
+        raise ConfigError(f"no corpus given; --dataset takes names joined by ||: {', '.join(CORPORA)}")
     if len(names) != len(rates):
         raise ConfigError(
             f"{len(names)} corpora ({', '.join(names)}) but {len(rates)} sample rates; give one rate for each, "
@@ -151,52 +150,28 @@ def build_mixture(
     """Open the corpora named on a command line.
 
     Args:
-        dataset: keys joined by ``||``: refer_video_seg, mevis, groundmore.
-        sample_rates: numbers joined by commas, one per key.
-        dataset_dir: holds ``refytvos/``, ``MeViSv2/`` (or ``mevis/``), and ``GroundMoRe/`` with ``trainval_v2.json``
-            and ``groundmore_videos/``.
+        dataset: names of :data:`datasets.corpora.CORPORA`, or aliases, joined by ``||``.
+        sample_rates: numbers joined by commas, one per corpus.
+        dataset_dir: holds the folders of the corpora.
         seed: see :class:`Mixture`.
         num_frames: see :class:`Mixture`.
         max_questions: see :class:`Mixture`.
         strategy: see :class:`Mixture`.
-        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Corpus`.
+        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Reader`.
 
     Raises:
-        ConfigError: unknown or repeated keys, rates that do not fit.
+        ConfigError: unknown or repeated names, rates that do not fit.
         DataError: a corpus is missing or has mistakes.
     """
-    keys = [key.strip() for key in dataset.split("||") if key.strip()]
-    unknown = [key for key in keys if key not in KNOWN]
-    if unknown:
-        raise ConfigError(f"unknown corpus {', '.join(unknown)} in --dataset {dataset!r}; known: {', '.join(KNOWN)}")
-    if len(set(keys)) != len(keys):
+    rows = [corpus_named(name.strip()) for name in dataset.split("||") if name.strip()]
+    names = [row.name for row in rows]
+    if len(set(names)) != len(names):
         raise ConfigError(f"--dataset {dataset!r} names a corpus twice; raise its sample rate instead")
     try:
         rates = [float(rate) for rate in sample_rates.split(",")]
     except ValueError:
         raise ConfigError(f"--sample_rates {sample_rates!r} must be numbers joined by commas, as in 1,1") from None
-    _proportions(keys, rates)  # before the corpora are opened, which takes time
-    corpora = {key: KNOWN[key](Path(dataset_dir), on_problem) for key in keys}
-    return Mixture(corpora, rates, seed, num_frames, max_questions, strategy)
-
-
-def _open_refer_youtube_vos(folder: Path, on_problem: str) -> Corpus:
-    return ReferYoutubeVos(folder / "refytvos", on_problem=on_problem)
-
-
-def _open_mevis(folder: Path, on_problem: str) -> Corpus:
-    roots = [folder / "MeViSv2", folder / "mevis"]
-    return MeViS(next((root for root in roots if os.path.isdir(root)), roots[0]), on_problem=on_problem)
-
-
-def _open_groundmore(folder: Path, on_problem: str) -> Corpus:
-    root = folder / "GroundMoRe"
-    return GroundMoRe(root / "trainval_v2.json", root / "groundmore_videos", on_problem=on_problem)
-
-
-KNOWN: dict[str, Callable[[Path, str], Corpus]] = {
-    "refer_video_seg": _open_refer_youtube_vos,
-    "mevis": _open_mevis,
-    "groundmore": _open_groundmore,
-}
-"""How each key of ``--dataset`` is opened, given the folder of all corpora and ``on_problem``."""
+    _proportions(names, rates)  # before the corpora are opened, which takes time
+    corpora = {row.name: row.open(dataset_dir, on_problem=on_problem) for row in rows}
+    frames = [row.frames_per_sample(num_frames) for row in rows]
+    return Mixture(corpora, rates, seed, frames, max_questions, strategy)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.corpora.base import ON_PROBLEM
-from datasets.mixture import KNOWN
+from datasets.corpora import CORPORA, ON_PROBLEM, SPELLINGS
 from model.checkpoints.sources import is_hub_name
 from utils.errors import ConfigError, Problems
 from utils.files import unusable_folder
@@ -84,8 +83,8 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     _flag(group, "--dataset_dir", type=user_path, default="./dataset", metavar="DIR",
           help="holds refytvos/, MeViSv2/, GroundMoRe/")
-    _flag(group, "--dataset", default="refer_video_seg||mevis", help="corpora separated by ||: refer_video_seg, mevis, "
-          "groundmore (%(default)s)")
+    _flag(group, "--dataset", default="refer_video_seg||mevis", help=f"corpora separated by ||: {', '.join(CORPORA)} "
+          "(%(default)s)")
     _flag(group, "--sample_rates", default=None, metavar="R,R", help="how often each corpus is drawn (default: equal)")
     _flag(group, "--num_frames", type=int, default=5, help="frames per sample (%(default)s)")
     _flag(group, "--frame_sampling", choices=("anchor", "uniform", "jitter"), default="anchor", help="a random frame "
@@ -224,8 +223,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_numbers(args, problems)
     check_model_flags(args, problems)
     names = [name.strip() for name in args.dataset.split("||") if name.strip()]
-    for name in sorted(set(names) - set(KNOWN)) or ([] if names else ["nothing"]):
-        problems.add("--dataset", f"{name} is no corpus; known: {', '.join(KNOWN)}")
+    for name in sorted(set(names) - set(SPELLINGS)) or ([] if names else ["nothing"]):
+        problems.add("--dataset", f"{name} is no corpus; known: {', '.join(CORPORA)}")
     if len(set(names)) != len(names):
         problems.add("--dataset", f"{args.dataset} names a corpus twice; raise its sample rate instead")
     if args.sample_rates is not None:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 ON_PROBLEM = ("raise", "skip")
 
 
-class Corpus(Sequence):
+class Reader(Sequence):
     """A list of :class:`VideoRecord` read from one annotation file.
 
     A reader parses its file, notes every mistake, and hands both to this class, which raises or skips.
@@ -51,6 +51,15 @@ class Corpus(Sequence):
         self.source = Path(source)
         self.on_problem = on_problem
         self._settle(records, problems)
+
+    @classmethod
+    def open(cls, folder: Path, split: str, on_problem: str) -> Reader:
+        """Read a split of the corpus in its folder, laid out as published; what the registry calls.
+
+        Raises:
+            DataError: as the class does.
+        """
+        return cls(folder, split, on_problem)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.corpora.base import Corpus, IdMasks, get_field, headers_fit, object_number, read_annotation, videos_of
+from datasets.corpora.base import IdMasks, Reader, get_field, headers_fit, object_number, read_annotation, videos_of
 from datasets.corpora.mask_files import match_masks
 from datasets.corpora.names import shown
 from datasets.sample import QUESTION_TYPES, Question, VideoRecord
@@ -89,13 +89,13 @@ def action_window(action_start: str, action_end: str, clip_start: int) -> tuple[
     return first, last
 
 
-class GroundMoRe(Corpus):
+class GroundMoRe(Reader):
     """GroundMoRe, training or test part.
 
     Args:
         meta_file: ``trainval_v2.json`` or ``groundmore_test.json``.
         video_root: the folder of clips, ``groundmore_videos``.
-        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Corpus`.
+        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Reader`.
         strict_missing: count an in-window frame without a mask file as a mistake (else its mask is empty).
         empty_windows: "error": a window that is empty or outside the clip is a mistake. "keep": such a question stays,
             with the window (0, -1), in which no frame lies; for protocols that count it.
@@ -135,6 +135,11 @@ class GroundMoRe(Corpus):
             read = IdMasks(video_id, clip.frame_paths, clip.mask_paths, cache)
             records.append(VideoRecord(self.name, video_id, clip.frame_paths, questions, read))
         super().__init__(meta_file, records, problems, on_problem)
+
+    @classmethod
+    def open(cls, folder: Path, split: str, on_problem: str) -> GroundMoRe:
+        """A split is an annotation file, without ``.json``."""
+        return cls(folder / f"{split}.json", folder / "groundmore_videos", on_problem)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from datasets.corpora.base import (
-    Corpus,
+    Reader,
     caption,
     files_by_stem,
     find_named,
@@ -37,13 +37,13 @@ from utils.masks import decode_rle, rle_size, union
 from utils.video import frame_size
 
 
-class MeViS(Corpus):
+class MeViS(Reader):
     """MeViS.
 
     Args:
         root: the folder that holds ``train/`` (and ``valid_u/``).
         split: "train" or "valid_u" (the others are published without masks).
-        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Corpus`.
+        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Reader`.
 
     ``mask_dict.json`` is read once and shared by all records; a mask is decoded when it is asked for.
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.corpora.base import (
-    Corpus,
     IdMasks,
+    Reader,
     caption,
     files_by_stem,
     find_named,
@@ -37,13 +37,13 @@ from utils.masks import IdMaskCache
 from utils.terminal import one_line
 
 
-class ReferYoutubeVos(Corpus):
+class ReferYoutubeVos(Reader):
     """Refer-YouTube-VOS.
 
     Args:
         root: the folder that holds ``train/`` and ``meta_expressions/``.
         split: "train" (other splits are published without masks).
-        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Corpus`.
+        on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Reader`.
 
     Raises:
         DataError: the annotation file is missing or malformed, or (with "raise") there is any mistake; all are listed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.mixture import KNOWN, Mixture, build_mixture
+from datasets.corpora import CORPORA, corpus_named, load, registry
+from datasets.mixture import Mixture, build_mixture
 from datasets.sample import Question, VideoRecord
 from utils.errors import ConfigError, DataError
 from utils.masks import encode_rle, write_id_mask
@@ -160,10 +162,11 @@ def dataset_dir(tmp_path):
 
 
 def test_the_published_layout(dataset_dir):
-    mixture = build_mixture(" || ".join(KNOWN), "1,1,2", dataset_dir, seed=3, num_frames=4)
-    assert mixture.names == ("refer_video_seg", "mevis", "groundmore")
+    names = ("refer_video_seg", "mevis", "groundmore")
+    mixture = build_mixture(" || ".join(names), "1,1,2", dataset_dir, seed=3, num_frames=4)
+    assert mixture.names == names
     samples = [mixture[i] for i in range(30)]
-    assert {sample.record.corpus for sample in samples} == set(KNOWN)
+    assert {sample.record.corpus for sample in samples} == set(names)
     for sample in samples:
         query = sample.questions[0]
         target = [sample.record.read_target(query, int(k)).sum() for k in sample.frame_indices]
@@ -176,6 +179,29 @@ def test_the_older_folder_of_mevis(dataset_dir):
     (dataset_dir / "mevis").rename(dataset_dir / "elsewhere")
     with pytest.raises(DataError, match="MeViSv2"):
         build_mixture("mevis", "1", dataset_dir)
+
+
+@pytest.mark.parametrize("alias", ["refer_youtube_vos", "refytvos"])
+def test_an_alias_is_the_same_corpus(dataset_dir, alias):
+    assert build_mixture(alias, "1", dataset_dir).names == ("refer_video_seg",)
+    with pytest.raises(ConfigError, match="names a corpus twice"):
+        build_mixture(f"refer_video_seg||{alias}", "1,1", dataset_dir)
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_row_opens_what_it_names(name):
+    row = corpus_named(name)
+    assert load(row.reader).name == row.name  # what records carry
+    for place in filter(None, (row.examination, row.layout)):
+        load(place)
+
+
+def test_an_image_corpus_gives_one_frame(dataset_dir, monkeypatch):
+    image = dataclasses.replace(CORPORA["mevis"], kind="image")
+    monkeypatch.setitem(registry.SPELLINGS, "mevis", image)
+    mixture = build_mixture("mevis||groundmore", "1,1", dataset_dir, num_frames=4)
+    lengths = {(sample.record.corpus, len(sample.frame_indices)) for sample in map(mixture.__getitem__, range(20))}
+    assert lengths == {("mevis", 1), ("groundmore", 4)}
 
 
 def test_each_visit_of_a_record_is_drawn_anew():
