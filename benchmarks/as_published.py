@@ -24,6 +24,7 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 from benchmarks.stages import FrameCounter, Stages
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
 from model.mora import MoraModel
+from model.segmenters import Embeddings
 from utils.batch import IMAGE_TOKEN_INDEX
 
 
@@ -157,7 +158,7 @@ class PublishedEvaluation:
 
     def _decode(self, embedding: Tensor, seg_state: Tensor) -> Tensor:
         """[1, C, h, w] and the state [D] that predicts [SEG] to logits [1, 4h, 4w]."""
-        return self.model.sam.decode(embedding, self.model.prompt_embeddings(seg_state)[None, None])[0]
+        return self.model.sam.decode(Embeddings((embedding,)), self.model.prompt_embeddings(seg_state)[None])
 
     def _enlarge(self, low: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits to the size of the frame, float32 [1, H, W], by SAM's two steps."""

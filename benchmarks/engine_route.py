@@ -94,7 +94,7 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
         (answering, "read_suffixes", "LLM suffix"),
         (answering, "generate", "LLM suffix"),
         (model.sam, "decode", "decoder"),
-        (model.sam, "postprocess", "decoder"),
+        (model.sam, "to_frames", "decoder"),
     )
     for video in tqdm(bench.videos, desc="stage by stage", unit="video"):
         job = VideoJob(video, bench.protocol, folder, mark)

@@ -118,7 +118,8 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
     tokenizer = load_tokenizer(folder, model.config.tokenization)
     require_own_tokenizer(folder, tokenizer.digest())
     attach_tokens(model, tokenizer)
-    model.sam.fast_encoder.compile = args.compile
+    if args.compile:
+        model.sam.compile_encoder()
     return model.eval(), tokenizer
 
 

@@ -19,16 +19,19 @@ DEFAULT_PATTERNS = (
     "*lora_*",
     "language_model.lm_head.*",
     "language_model.model.embed_tokens.*",
-    "sam.mask_decoder.*",
     "text_hidden_fcs.*",
     "loc_head.*",
 )
-"""What MoRA trains: LoRA, both vocabulary matrices, SAM's mask decoder, the [SEG] read-out and the [LOC] head."""
+"""What MoRA trains: LoRA, both vocabulary matrices, the [SEG] read-out, the [LOC] head, and the segmenter's decoder."""
+
+
+def _default_patterns(model: MoraModel) -> tuple[str, ...]:
+    return (*DEFAULT_PATTERNS, f"sam.{model.sam.decoder_part}.*")
 
 
 def default_trainable(model: MoraModel) -> list[str]:
-    """Names of the parameters that :data:`DEFAULT_PATTERNS` cover, in model order."""
-    return _matching(model, DEFAULT_PATTERNS)
+    """Names of the parameters that "default" means, in model order."""
+    return _matching(model, _default_patterns(model))
 
 
 def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
@@ -52,7 +55,7 @@ def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
     unmatched: list[str] = []
     for part in filter(None, (part.strip() for part in spec.split("||"))):
         if part == "default":
-            patterns += DEFAULT_PATTERNS
+            patterns += _default_patterns(model)
         else:
             pattern = "*" if part == "all" else part
             patterns.append(pattern)
@@ -67,15 +70,15 @@ def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _matching(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Names of parameters any pattern matches; never SAM's constant positions."""
-    patterns = list(patterns)
+def _matching(model: MoraModel, patterns: Iterable[str]) -> list[str]:
+    """Names of parameters any pattern matches; never the segmenter's constants."""
+    patterns, constants = list(patterns), {f"sam.{name}" for name in model.sam.constants}
     return [
         name
         for name, parameter in model.named_parameters()
         if any(fnmatchcase(name, pattern) for pattern in patterns)
         and parameter.is_floating_point()
-        and not name.endswith("shared_image_embedding.positional_embedding")
+        and name not in constants
     ]
 
 

@@ -90,7 +90,7 @@ def encode(
     """
     parts = clip_pixels.split(frames_per_pass or len(clip_pixels))
     visual = model.projector(torch.cat([model.vision_features(part) for part in parts]))
-    embeddings = model.sam.encode(sam_pixels, frames_per_pass, resized_size)
+    embeddings = model.sam.encode(sam_pixels, resized_size, frames_per_pass)
     return VideoContext(embeddings, visual, tuple(resized_size), tuple(original_size))
 
 
@@ -270,9 +270,9 @@ def _masks(
     if states:
         seg_states = torch.stack(states)
         embeds = model.prompt_embeddings(seg_states)
-        low_res, _ = model.sam.decode(
+        low_res = model.sam.decode(
             context.sam_embeddings[torch.tensor(places, device=device)],
-            embeds[torch.tensor(prompts, device=device)][:, None],
+            embeds[torch.tensor(prompts, device=device)],
             request.frames_per_pass,
         )
         for name, values in (("[SEG] states", seg_states), ("prompt embeddings", embeds), ("mask logits", low_res)):
@@ -280,7 +280,7 @@ def _masks(
         step = request.frames_per_pass or frames
         for start in range(0, len(places), step):
             # Full-size logits of a few masks at a time: a hundred at 720p would be a gigabyte of temporaries.
-            part = model.sam.postprocess(low_res[start : start + step], context.resized_size, context.original_size)
+            part = model.sam.to_frames(low_res[start : start + step], context.resized_size, context.original_size)
             part = part if threshold is None else part > threshold
             for mask, number, frame in zip(part, owners[start:], places[start:]):
                 # The highest logit of several masks; of thresholded ones, their union.

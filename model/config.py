@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, SamConfig
+from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig
 
 from model import fields
 from model.localization import LOC_HEADS
-from model.segmenters.sam import sam_config as original_sam
+from model.segmenters import SEGMENTERS, segmenter_class
 from utils.errors import ConfigError, Problems
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -37,6 +37,7 @@ _CHOICE_RULES = {name: fields.one_of(*allowed) for name, allowed in CHOICES.item
 FIELDS: dict[str, fields.Rule] = {
     **_CHOICE_RULES,
     **fields.COMMON,
+    "segmenter": fields.key_of(SEGMENTERS),
     "vision_select_layer": fields.whole(-fields.LAYERS - 1, fields.LAYERS),
     "projector_hidden_size": fields.optional(fields.SIZE),
     "projector_motion": fields.FLAG,
@@ -71,8 +72,9 @@ def note_wrong_values(values: Mapping[str, Any], problems: Problems) -> None:
         if values.get(part) is not None:
             rules = {**rules, "model_type": fields.one_of(kind)}
             fields.note_problems(_plain(values[part]), rules, problems, part)
-    if values.get("sam_config") is not None:
-        fields.note_problems_of_sam(_plain(values["sam_config"]), problems, "sam_config")
+    segmenter = values.get("segmenter", "sam")
+    if values.get("sam_config") is not None and FIELDS["segmenter"].fits(segmenter):
+        segmenter_class(segmenter).note_wrong_values(_plain(values["sam_config"]), problems, "sam_config")
 
 
 def _sub_config(value: Any, kind: type[PretrainedConfig], name: str) -> PretrainedConfig:
@@ -93,7 +95,9 @@ class MoraConfig(PretrainedConfig):
         backbone: which multimodal LLM; "llava" is a Llama decoder with a CLIP vision tower.
         text_config: Llama decoder (``LlamaConfig`` or dict).
         vision_config: CLIP vision tower (``CLIPVisionConfig`` or dict).
-        sam_config: SAM (``SamConfig`` or dict, made by :func:`model.segmenters.sam.sam_config`; default: ViT-H).
+        segmenter: which network draws the masks, a key of :data:`model.segmenters.SEGMENTERS`.
+        sam_config: of the segmenter (object or dict; for "sam" made by :func:`model.segmenters.sam_config`; default:
+            ViT-H).
         vision_select_layer: index into the tower's hidden states; -2 is the input of its last layer.
         projector: "linear" (LLaVA v1) or "mlp" (two layers with GELU).
         projector_hidden_size: width between the two layers of the "mlp" projector; None: that of the decoder.
@@ -121,14 +125,14 @@ class MoraConfig(PretrainedConfig):
     """
 
     model_type = "mora"
-    sub_configs = {"text_config": LlamaConfig, "vision_config": CLIPVisionConfig, "sam_config": SamConfig}
+    sub_configs = {"text_config": LlamaConfig, "vision_config": CLIPVisionConfig, "sam_config": PretrainedConfig}
 
     def __init__(
         self,
         backbone: str = "llava",
         text_config: LlamaConfig | dict[str, Any] | None = None,
         vision_config: CLIPVisionConfig | dict[str, Any] | None = None,
-        sam_config: SamConfig | dict[str, Any] | None = None,
+        sam_config: PretrainedConfig | dict[str, Any] | None = None,
         vision_select_layer: int = -2,
         projector: str = "linear",
         projector_hidden_size: int | None = None,
@@ -148,6 +152,7 @@ class MoraConfig(PretrainedConfig):
         clip_resize: str = "crop",
         answer_style: str = "fixed",
         initialization: str = "hf",
+        segmenter: str = "sam",
         **kwargs: Any,
     ):
         self.backbone = backbone
@@ -170,6 +175,7 @@ class MoraConfig(PretrainedConfig):
         self.clip_resize = clip_resize
         self.answer_style = answer_style
         self.initialization = initialization
+        self.segmenter = segmenter
         kwargs.setdefault("tie_word_embeddings", False)
         parts = {"text_config": text_config, "vision_config": vision_config, "sam_config": sam_config}
         problems, choices = Problems(), Problems()
@@ -179,7 +185,10 @@ class MoraConfig(PretrainedConfig):
             problems.raise_if_any(ConfigError, _HEADLINE)
         self.text_config = _sub_config(text_config, LlamaConfig, "text_config")
         self.vision_config = _sub_config(vision_config, CLIPVisionConfig, "vision_config")
-        self.sam_config = original_sam() if sam_config is None else _sub_config(sam_config, SamConfig, "sam_config")
+        kind = segmenter_class(segmenter)
+        self.sam_config = (
+            kind.default_config() if sam_config is None else _sub_config(sam_config, kind.config_class, "sam_config")
+        )
         with fields.building("MoraConfig"):
             super().__init__(**kwargs)
         self.check()
@@ -211,11 +220,12 @@ class MoraConfig(PretrainedConfig):
         depth = self.vision_config.num_hidden_layers
         if not -(depth + 1) <= self.vision_select_layer <= depth:
             problems.add("vision_select_layer", f"is {self.vision_select_layer}; this tower has {depth} layers")
-        prompt_width = self.sam_config.prompt_encoder_config.hidden_size
+        segmenter = segmenter_class(self.segmenter)
+        prompt_width = segmenter.prompt_width(self.sam_config)
         if self.out_dim != prompt_width:
             problems.add("out_dim", f"is {self.out_dim}, but this SAM takes prompts of width {prompt_width}")
         self._check_text(problems)
-        _check_sam(self.sam_config, problems)
+        segmenter.note_contradictions(self.sam_config, problems)
         problems.raise_if_any(ConfigError, _HEADLINE)
 
     def _check_text(self, problems: Problems) -> None:
@@ -231,34 +241,6 @@ class MoraConfig(PretrainedConfig):
             problems.add("loc_token", f"is {self.loc_token!r}, as seg_token is; they must differ")
         if self.seg_token_id is not None and self.seg_token_id == self.loc_token_id:
             problems.add("loc_token_id", f"is {self.loc_token_id}, as seg_token_id is; they must differ")
-
-
-def _check_sam(sam: SamConfig, problems: Problems) -> None:
-    """Note contradictions between the parts of a SAM."""
-    vision, prompts, masks = sam.vision_config, sam.prompt_encoder_config, sam.mask_decoder_config
-    for name, (first, second) in {
-        "vision_config.output_channels": (vision.output_channels, prompts.hidden_size),
-        "mask_decoder_config.hidden_size": (masks.hidden_size, prompts.hidden_size),
-        "vision_config.num_pos_feats": (2 * vision.num_pos_feats, prompts.hidden_size),
-        "vision_config.image_size": (vision.image_size, prompts.image_size),
-        "vision_config.patch_size": (vision.patch_size, prompts.patch_size),
-        "prompt_encoder_config.image_embedding_size": (
-            prompts.image_embedding_size, prompts.image_size // prompts.patch_size,
-        ),
-    }.items():  # fmt: skip
-        if first != second:
-            problems.add(f"sam_config.{name}", f"gives {first}, but prompt_encoder_config wants {second}")
-    if masks.hidden_size % (masks.attention_downsample_rate * masks.num_attention_heads) or masks.hidden_size % 8:
-        problems.add(
-            "sam_config.mask_decoder_config.hidden_size",
-            f"is {masks.hidden_size}; use a multiple of 8 and of attention_downsample_rate x num_attention_heads "
-            f"({masks.attention_downsample_rate} x {masks.num_attention_heads})",
-        )
-    if any(layer >= vision.num_hidden_layers for layer in vision.global_attn_indexes):
-        problems.add(
-            "sam_config.vision_config.global_attn_indexes",
-            f"is {list(vision.global_attn_indexes)}; the encoder has {vision.num_hidden_layers} layers",
-        )
 
 
 def stored_config(saved: Mapping[str, Any], path: Path) -> MoraConfig:

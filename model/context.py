@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.backbones.sessions import Prefix
+from model.segmenters import Embeddings
 
 NO_MASK_LOGIT = -1.0e4
 """Mask logit of a frame for which no ``[SEG]`` was said: finite, and no pixel is in the mask."""
@@ -18,14 +19,14 @@ class VideoContext:
     """Everything about a video that no question changes; made once by ``MoraModel.encode_video``.
 
     Attributes:
-        sam_embeddings: [T, C, h, w].
+        sam_embeddings: of the T frames.
         visual: visual tokens of the LLM rows, [R, n_vis, D].
         resized_size: (h, w) of a frame inside SAM's square.
         original_size: (H, W) of the frames.
         prefixes: beginnings of prompts read so far, by (ids, has image, with cache); filled on demand, then only read.
     """
 
-    sam_embeddings: Tensor
+    sam_embeddings: Embeddings
     visual: Tensor
     resized_size: tuple[int, int]
     original_size: tuple[int, int]
@@ -34,7 +35,7 @@ class VideoContext:
     @property
     def num_frames(self) -> int:
         """T."""
-        return self.sam_embeddings.shape[0]
+        return len(self.sam_embeddings)
 
 
 @dataclass

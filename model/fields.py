@@ -60,6 +60,11 @@ def one_of(*values: Any) -> Rule:
     return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), f"one of {listed}")
 
 
+def key_of(table: Mapping[str, Any]) -> Rule:
+    """A key of a table, as it is when a value is looked at."""
+    return Rule(lambda value: isinstance(value, str) and value in table, f"one of {', '.join(map(repr, table))}")
+
+
 _SCALED = {"linear", "dynamic", "yarn", "llama3"}
 """Kinds of rotary positions that have no meaning without a factor."""
 
@@ -152,7 +157,7 @@ LLAMA: dict[str, Rule] = {
 }
 """Fields of a Llama decoder."""
 
-_VISION: dict[str, Rule] = {
+VISION: dict[str, Rule] = {
     **COMMON,
     "hidden_size": SIZE,
     "num_hidden_layers": DEPTH,
@@ -165,54 +170,15 @@ _VISION: dict[str, Rule] = {
     "attention_dropout": optional(SHARE),
     "initializer_range": EPSILON,
 }
+"""Fields of any encoder of pictures."""
 
 CLIP: dict[str, Rule] = {
-    **_VISION,
+    **VISION,
     "intermediate_size": whole(1, 1 << 20),
     "projection_dim": SIZE,
     "initializer_factor": real(0, 1e6),
 }
 """Fields of a CLIP vision tower."""
-
-SAM: dict[str, dict[str, Rule]] = {
-    "vision_config": {
-        **_VISION,
-        "output_channels": SIZE,
-        "qkv_bias": FLAG,
-        "mlp_ratio": real(0, 1e3),
-        "mlp_dim": optional(whole(1, 1 << 20)),
-        "use_abs_pos": FLAG,
-        "use_rel_pos": FLAG,
-        "window_size": whole(0, WIDTH),
-        "global_attn_indexes": LAYER_LIST,
-        "num_pos_feats": SIZE,
-    },
-    "prompt_encoder_config": {
-        **COMMON,
-        "image_embedding_size": SIZE,
-        "hidden_size": SIZE,
-        "image_size": SIZE,
-        "patch_size": SIZE,
-        "mask_input_channels": SIZE,
-        "num_point_embeddings": DEPTH,
-        "hidden_act": ACTIVATION,
-        "layer_norm_eps": EPSILON,
-    },
-    "mask_decoder_config": {
-        **COMMON,
-        "hidden_size": SIZE,
-        "hidden_act": ACTIVATION,
-        "mlp_dim": whole(1, 1 << 20),
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": SIZE,
-        "attention_downsample_rate": SIZE,
-        "num_multimask_outputs": whole(1, 64),
-        "iou_head_depth": whole(2, 64),
-        "iou_head_hidden_dim": SIZE,
-        "layer_norm_eps": EPSILON,
-    },
-}
-"""Fields of each part of SAM."""
 
 _DIVIDED = (("hidden_size", "num_attention_heads"), ("image_size", "patch_size"),
             ("num_attention_heads", "num_key_value_heads"))  # fmt: skip
@@ -248,17 +214,6 @@ def note_problems(values: Any, rules: Mapping[str, Rule], problems: Problems, wh
                 problems.add(prefix + whole_name, f"is {first}, no multiple of {part} {second}; one of them is wrong")
             elif part == "patch_size" and first // second > _GRID:
                 problems.add(prefix + part, f"is {second}: more than {_GRID} patches along a side of {first} pixels")
-
-
-def note_problems_of_sam(values: Any, problems: Problems, where: str) -> None:
-    """As :func:`note_problems`, for the parts of a SAM."""
-    own = {**COMMON, "initializer_range": EPSILON, "model_type": one_of("sam")}
-    note_problems(values, own, problems, where)
-    if isinstance(values, Mapping):
-        for part, rules in SAM.items():
-            if values.get(part) is not None:
-                kind = {"model_type": one_of(f"sam_{part.removesuffix('_config')}", "sam_vision_model")}
-                note_problems(values[part], {**rules, **kind}, problems, f"{where}.{part}")
 
 
 def shown(value: Any) -> str:

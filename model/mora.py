@@ -24,7 +24,7 @@ from model.context import Answer, Reading, VideoContext
 from model.initialization import initialize_module, resize_vocabulary
 from model.localization import build_loc_head
 from model.losses import LossWeights
-from model.segmenters.sam import SamSegmenter
+from model.segmenters import Embeddings, segmenter_class
 from model.training_step import training_step
 from utils.batch import MoraBatch
 from utils.errors import ConfigError
@@ -40,7 +40,7 @@ class MoraModel(PreTrainedModel):
         language_model: ``LlamaForCausalLM``.
         vision_tower: ``CLIPVisionModel``.
         projector: visual features to visual tokens.
-        sam: SAM's encoder and mask decoder.
+        sam: the segmenter, a :class:`model.segmenters.Segmenter`.
         text_hidden_fcs: the read-out of [SEG], state to prompt embedding.
         loc_head: only with ``loc_mode`` "global" or "frame".
     """
@@ -60,7 +60,7 @@ class MoraModel(PreTrainedModel):
         self.language_model = LlamaForCausalLM(config.text_config)
         self.vision_tower = CLIPVisionModel(config.vision_config)
         self.projector = Projector(config)
-        self.sam = SamSegmenter(config.sam_config)
+        self.sam = segmenter_class(config.segmenter)(config.sam_config)
         head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, config.out_dim), nn.Dropout(0.0))
         self.text_hidden_fcs = nn.ModuleList([head])
         loc_head = build_loc_head(config.loc_mode, hidden, config.loc_hidden_size)
@@ -129,10 +129,9 @@ class MoraModel(PreTrainedModel):
         with _grad_if_trainable(self.vision_tower):
             return vision_features(self.vision_tower, clip_pixels, self.config.vision_select_layer)
 
-    def encode_frames(self, sam_pixels: Tensor) -> Tensor:
-        """SAM embeddings of frames: float [F, 3, S, S] to [F, C, h, w]; no graph is kept when the encoder is frozen."""
-        with _grad_if_trainable(self.sam.vision_encoder):
-            return self.sam.encode(sam_pixels)
+    def encode_frames(self, sam_pixels: Tensor) -> Embeddings:
+        """The segmenter's embeddings of frames, float [F, 3, S, S]; no graph is kept when its encoder is frozen."""
+        return self.sam.encode(sam_pixels)
 
     def prompt_embeddings(self, states: Tensor) -> Tensor:
         """[SEG] states [..., D] to prompt embeddings [..., C]."""

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from model.config import MoraConfig
 from model.initialization import set_grid_positions, xavier_everywhere
 from model.mora import MoraModel
-from model.segmenters.sam import sam_config
+from model.segmenters import sam_config
 
 
 def _llama(vocab: int, hidden: int, layers: int, heads: int, mlp: int, **more: Any) -> LlamaConfig:

@@ -73,13 +73,13 @@ def _masks(model: MoraModel, batch: MoraBatch, plan: MaskPlan, states: Tensor) -
     embeddings = model.encode_frames(torch.cat([video_frames(batch.videos[v], f) for v, f in frames.items()]))
     index = partial(torch.tensor, dtype=torch.long, device=states.device)
     prompts = model.prompt_embeddings(states[index(plan.prompt_places)])
-    low_res, _ = model.sam.decode(embeddings[index(plan.frames)], prompts[index(plan.prompts)][:, None])
+    low_res = model.sam.decode(embeddings[index(plan.frames)], prompts[index(plan.prompts)])
     counts = dict.fromkeys(frames, 0)
     for (video, _), (tubes, supervised) in plan.shapes.items():
         if video in counts:
             counts[video] += tubes * supervised
     return {
-        v: model.sam.postprocess(part, batch.videos[v].resized_size, batch.videos[v].original_size)
+        v: model.sam.to_frames(part, batch.videos[v].resized_size, batch.videos[v].original_size)
         for v, part in zip(counts, low_res.split(list(counts.values())))
     }
 
@@ -137,7 +137,7 @@ def _idle(model: MoraModel, masks: dict, times: dict) -> Tensor | float:
     """
     unused = []
     if not masks:
-        unused += [*model.text_hidden_fcs.parameters(), *model.sam.mask_decoder.parameters()]
+        unused += [*model.text_hidden_fcs.parameters(), *model.sam.decoder.parameters()]
     if not times and model.config.loc_mode != "none":
         unused += list(model.loc_head.parameters())
     return sum((parameter.sum() * 0.0 for parameter in unused if parameter.requires_grad), 0.0)

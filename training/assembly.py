@@ -184,7 +184,7 @@ def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:
     )  # fmt: skip
     processor = SampleProcessor(
         parts.tokenizer,
-        sam_size=config.sam_config.vision_config.image_size,
+        sam_size=parts.model.sam.image_size,
         clip_size=config.vision_config.image_size,
         clip_resize=config.clip_resize,
         template=config.template,

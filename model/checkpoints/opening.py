@@ -272,7 +272,13 @@ def _own(request: _Request) -> _Reading:
         report.notes.append(f"{request.vision_tower} NOT USED: the checkpoint brings its vision tower")
     elif request.vision_tower is not None:
         fill_tower(tensors, resolve_folder(request.vision_tower, beside=folder), report)
-    fill_sam(tensors, request.vision_pretrained, report)
+    if before.segmenter == "sam":
+        fill_sam(tensors, request.vision_pretrained, report)
+    elif request.vision_pretrained is not None:
+        raise CheckpointError(
+            f"{request.vision_pretrained}: not needed, the checkpoint brings its segmenter {before.segmenter!r}; leave "
+            "it out (--vision_pretrained)"
+        )
     require_sizes(before, tensors, {"": folder / "config.json"})
     config = build_config(before.to_dict(), request.overrides, request.attn_implementation)
     if config.loc_mode != before.loc_mode:

@@ -1,1 +1,6 @@
-"""Mask decoders: frames and prompts in, mask logits out."""
+"""Mask decoders: frames and prompts in, mask logits out. One file per family; a further one is opened by its name."""
+
+from model.segmenters.interface import SEGMENTERS, Embeddings, Segmenter, segmenter_class
+from model.segmenters.sam_sizes import sam_config
+
+__all__ = ["SEGMENTERS", "Embeddings", "Segmenter", "sam_config", "segmenter_class"]

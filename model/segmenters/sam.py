@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import SamConfig
 from transformers.models.sam.modeling_sam import (
@@ -25,7 +24,9 @@ from transformers.models.sam.modeling_sam import (
     SamVisionNeck,
 )
 
+from model.segmenters.interface import Embeddings, Segmenter
 from model.segmenters.sam_encoder import FastEncoder
+from model.segmenters.sam_sizes import note_contradictions, note_wrong_values, sam_config
 
 ATTENTION_BYTES = 2 << 30
 """The plain route splits its frames so that one layer's attention bias stays below this (SDPA takes a dense tensor)."""
@@ -40,71 +41,6 @@ DECODE_CHUNK = 64
 """Prompts decoded at once when no gradient is kept; an upscaled embedding is 8 MB per prompt at full size."""
 
 
-def sam_config(
-    image_size: int = 1024,
-    patch_size: int = 16,
-    embed_dim: int = 1280,
-    depth: int = 32,
-    num_heads: int = 16,
-    window_size: int = 14,
-    global_attn_indexes: Sequence[int] = (7, 15, 23, 31),
-    out_channels: int = 256,
-    mlp_dim: int | None = None,
-    decoder_depth: int = 2,
-    decoder_heads: int = 8,
-    decoder_mlp_dim: int = 2048,
-    **vision: Any,
-) -> SamConfig:
-    """Describe a SAM with the original's constants; the defaults are ViT-H.
-
-    Two constants of ``transformers`` are not the original's and are set right here: the normalisations inside the mask
-    decoder's transformer have epsilon 1e-5, and the random Fourier matrix of positions has unit variance.
-
-    Args:
-        image_size: side of the square input, pixels.
-        patch_size: side of a patch, pixels.
-        embed_dim: width of the image encoder.
-        depth: layers of the image encoder.
-        num_heads: attention heads of the image encoder.
-        window_size: side of an attention window, patches; 0 for global attention everywhere.
-        global_attn_indexes: layers without windows.
-        out_channels: width of the embeddings, prompts and mask decoder.
-        mlp_dim: hidden width of the image encoder's MLP; default 4 x ``embed_dim``.
-        decoder_depth: two-way layers of the mask decoder.
-        decoder_heads: its attention heads.
-        decoder_mlp_dim: hidden width of its MLP.
-        vision: further fields of ``SamVisionConfig`` (``use_rel_pos``, ``use_abs_pos``, ``qkv_bias`` ...).
-
-    Returns:
-        A new configuration.
-    """
-    vision_config = {
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "hidden_size": embed_dim,
-        "num_hidden_layers": depth,
-        "num_attention_heads": num_heads,
-        "window_size": window_size,
-        "global_attn_indexes": list(global_attn_indexes),
-        "output_channels": out_channels,
-        "num_pos_feats": out_channels // 2,
-        "mlp_dim": 4 * embed_dim if mlp_dim is None else mlp_dim,
-        "initializer_range": 0.02,
-        **vision,
-    }
-    return SamConfig(
-        vision_config=vision_config,
-        prompt_encoder_config={"hidden_size": out_channels, "image_size": image_size, "patch_size": patch_size},
-        mask_decoder_config={
-            "hidden_size": out_channels,
-            "num_hidden_layers": decoder_depth,
-            "num_attention_heads": decoder_heads,
-            "mlp_dim": decoder_mlp_dim,
-            "layer_norm_eps": 1e-5,
-        },
-    )
-
-
 class HalfSafeNeck(SamVisionNeck):
     """The image encoder's neck, computed in float32 when the encoder runs in float16, where it overflows."""
 
@@ -117,41 +53,44 @@ class HalfSafeNeck(SamVisionNeck):
         return torch.func.functional_call(self, wide, (hidden_states.float(),)).to(torch.float16)
 
 
-class SamSegmenter(nn.Module):
+class SamSegmenter(Segmenter):
     """SAM's parts under the names of ``transformers.SamModel``, so that its checkpoints fit.
 
+    Where no gradient is wanted, :class:`model.segmenters.sam_encoder.FastEncoder` runs the image encoder's weights;
+    where one is, or the configuration asks for eager attention, ``transformers``' own modules do.
+
     Args:
-        config: a ``SamConfig`` or its dict; see :func:`sam_config`. It is copied.
-        attention: see below.
+        config: a ``SamConfig``; see :func:`model.segmenters.sam_sizes.sam_config`. It is copied.
 
     Attributes:
-        attention: "auto": where no gradient is wanted, :class:`model.segmenters.sam_encoder.FastEncoder` runs the image
-            encoder's weights; where one is, ``transformers``' own modules do. "reference": they do always,
-            as they do for a configuration that asks for eager attention.
-        fast_encoder: may be replaced by one with other settings (``compile=True``, another route).
-        image_size: side S of the square input, pixels.
         embed_dim: C, channels of the embeddings and of a prompt.
         grid_size: h = w of the embeddings.
     """
 
-    def __init__(self, config: SamConfig | dict[str, Any], attention: str = "auto"):
+    config_class = SamConfig
+    encoder_part = "vision_encoder"
+    decoder_part = "mask_decoder"
+    constants = ("shared_image_embedding.positional_embedding",)  # a buffer in the original
+
+    default_config = staticmethod(sam_config)
+    note_wrong_values = staticmethod(note_wrong_values)
+    note_contradictions = staticmethod(note_contradictions)
+
+    def __init__(self, config: SamConfig):
         super().__init__()
-        if attention not in ("auto", "reference"):
-            raise ValueError(f"attention {attention!r} is unknown; choose auto or reference")
-        self.attention = attention
         self.fast_encoder = FastEncoder()
-        config = SamConfig(**config) if isinstance(config, dict) else copy.deepcopy(config)
+        config = copy.deepcopy(config)
         # Decomposed relative positions and 8-wide heads rule out flash attention: it is SDPA unless eager is asked for.
         implementation = "eager" if getattr(config, "_attn_implementation", None) == "eager" else "sdpa"
         config.vision_config._attn_implementation = implementation
         config.mask_decoder_config._attn_implementation = implementation
         config.vision_config.scale = 1.0
         self.config = config
-        self.image_size: int = config.vision_config.image_size
+        self.image_size = config.vision_config.image_size
         self.embed_dim: int = config.prompt_encoder_config.hidden_size
         self.grid_size: int = config.prompt_encoder_config.image_embedding_size
         self.shared_image_embedding = SamPositionalEmbedding(config.vision_config)
-        self.shared_image_embedding.requires_grad_(False)  # a buffer in the original
+        self.shared_image_embedding.requires_grad_(False)
         self.vision_encoder = SamVisionEncoder(config.vision_config)
         self.vision_encoder.neck = HalfSafeNeck(config.vision_config)
         self.prompt_encoder = SamPromptEncoder(config)
@@ -162,18 +101,14 @@ class SamSegmenter(nn.Module):
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
         self._dense_pe: tuple[tuple[Any, ...], Tensor] | None = None
 
-    def encode(self, pixels: Tensor, chunk: int | None = None, resized_size: tuple[int, int] | None = None) -> Tensor:
-        """Embed frames. Gradients flow if the caller wants them.
+    @classmethod
+    def prompt_width(cls, config: SamConfig) -> int:
+        return config.prompt_encoder_config.hidden_size
 
-        Args:
-            pixels: float [F, 3, S, S], normalised and zero-padded right and bottom.
-            chunk: frames per pass; by default as many as :data:`ACTIVATION_BYTES` or :data:`ATTENTION_BYTES` allows.
-            resized_size: (h, w) of the frames inside the square, if all pixels beyond are zero: windows of padding are
-                then not computed for every frame. The result is the same.
-
-        Returns:
-            [F, C, h, w] in the dtype of the weights.
-        """
+    def encode(
+        self, pixels: Tensor, resized_size: tuple[int, int] | None = None, at_once: int | None = None
+    ) -> Embeddings:
+        """See :meth:`Segmenter.encode`. One part, [F, C, h, w] in the dtype of the weights."""
         encoder, vision = self.vision_encoder, self.config.vision_config
         pixels = pixels.to(encoder.patch_embed.projection.weight.dtype)
         tokens, size = self.grid_size**2, pixels.element_size()
@@ -184,10 +119,8 @@ class SamSegmenter(nn.Module):
         else:
             largest, frame_bytes = ATTENTION_BYTES, vision.num_attention_heads * tokens**2 * size
             run = self._encode_plain
-        chunk = chunk or max(1, largest // frame_bytes)
-        if pixels.shape[0] <= chunk:
-            return run(pixels)
-        return torch.cat([run(part) for part in pixels.split(chunk)])
+        passes = pixels.split(at_once or max(1, largest // frame_bytes))
+        return Embeddings((run(passes[0]) if len(passes) == 1 else torch.cat([run(part) for part in passes]),))
 
     def _encode_plain(self, pixels: Tensor) -> Tensor:
         """One pass of ``transformers``' own encoder."""
@@ -200,7 +133,11 @@ class SamSegmenter(nn.Module):
             # An optimiser is about to change the weights, perhaps through ``.data``, which leaves no trace.
             self.fast_encoder.forget()
             return False
-        return self.attention == "auto" and self.config.vision_config._attn_implementation != "eager"
+        return self.config.vision_config._attn_implementation != "eager"
+
+    def compile_encoder(self) -> None:
+        """See :meth:`Segmenter.compile_encoder`."""
+        self.fast_encoder.compile = True
 
     def dense_positions(self, dtype: torch.dtype | None = None) -> Tensor:
         """Positional encoding of the embedding grid, float [C, h, w], computed once per device, dtype and weights.
@@ -223,72 +160,35 @@ class SamSegmenter(nn.Module):
         self._dense_pe = (key, positions)
         return positions
 
-    def decode(self, embeddings: Tensor, prompts: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-        """One mask for each pair of embedding and prompt. Gradients reach prompts, embeddings and decoder.
+    def decode(self, embeddings: Embeddings, prompts: Tensor, at_once: int | None = None) -> Tensor:
+        """See :meth:`Segmenter.decode`: the logits of mask token 0, [N, 4h, 4w].
 
-        Args:
-            embeddings: [N, C, h, w], from :meth:`encode`, repeated by the caller where prompts share a frame.
-            prompts: [N, n_tok, C]; n_tok tokens make one prompt. Used as they are: no position is added.
-            chunk: pairs per pass; default :data:`DECODE_CHUNK` without gradients, all with.
-
-        Returns:
-            Logits of mask token 0 [N, 4h, 4w], and its predicted IoU [N].
+        A prompt is used as it is, without a position. By default :data:`DECODE_CHUNK` pairs make a pass without
+        gradients, and all do with.
         """
-        masks, iou = self.decode_masks(embeddings, prompts, multimask_output=False, chunk=chunk)
-        return masks[:, 0], iou[:, 0]
+        (images,) = embeddings.parts
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(images)} embeddings but {len(prompts)} prompts; give one embedding per prompt")
+        if not len(images):
+            return images.new_zeros(0, 4 * self.grid_size, 4 * self.grid_size)
+        at_once = at_once or (len(images) if torch.is_grad_enabled() else DECODE_CHUNK)
+        return torch.cat([self._decode_pass(*pair) for pair in zip(images.split(at_once), prompts.split(at_once))])
 
-    def decode_masks(
-        self, embeddings: Tensor, prompts: Tensor, multimask_output: bool, chunk: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`decode`, with mask tokens 1-3 (``multimask_output``) or token 0.
-
-        Returns:
-            Logits [N, M, 4h, 4w] and predicted IoU [N, M], M = 3 or 1.
-
-        Raises:
-            ValueError: embeddings and prompts differ in number.
-        """
-        count = embeddings.shape[0]
-        if prompts.shape[0] != count:
-            raise ValueError(f"{count} embeddings but {prompts.shape[0]} prompts; give one embedding per prompt")
-        if count == 0:
-            side = 4 * self.grid_size
-            outputs = 3 if multimask_output else 1
-            return embeddings.new_zeros(0, outputs, side, side), embeddings.new_zeros(0, outputs)
-        if chunk is None:
-            chunk = count if torch.is_grad_enabled() else DECODE_CHUNK
-        parts = [
-            self._decode_part(some_embeddings, some_prompts, multimask_output)
-            for some_embeddings, some_prompts in zip(embeddings.split(chunk), prompts.split(chunk))
-        ]
-        return torch.cat([masks for masks, _ in parts]), torch.cat([iou for _, iou in parts])
-
-    def _decode_part(self, embeddings: Tensor, prompts: Tensor, multimask_output: bool) -> tuple[Tensor, Tensor]:
-        """One pass of the mask decoder; see :meth:`decode_masks`."""
-        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(embeddings)
-        masks, iou = self.mask_decoder(
-            image_embeddings=embeddings,
-            image_positional_embeddings=self.dense_positions(embeddings.dtype).expand_as(embeddings),
-            sparse_prompt_embeddings=prompts.to(embeddings.dtype)[:, None],  # one prompt per image
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask_output,
+    def _decode_pass(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """One pass of the mask decoder; see :meth:`decode`."""
+        masks, _ = self.mask_decoder(
+            image_embeddings=images,
+            image_positional_embeddings=self.dense_positions(images.dtype).expand_as(images),
+            sparse_prompt_embeddings=prompts.to(images.dtype)[:, None, None],  # one prompt of one token per image
+            dense_prompt_embeddings=self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand_as(images),
+            multimask_output=False,
         )
-        return masks[:, 0], iou[:, 0]
+        return masks[:, 0, 0]
 
-    def postprocess(self, low_res: Tensor, resized_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
-        """Bring mask logits to the size of the frames: upsample, cut the padding, resize.
-
-        Args:
-            low_res: [N, a, b] logits.
-            resized_size: (h, w) of the frame inside the S x S input.
-            original_size: (H, W) of the frame on disk.
-
-        Returns:
-            float32 logits [N, H, W]; a pixel is in the mask when its logit is above 0.
-        """
+    def to_frames(self, logits: Tensor, resized_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+        """See :meth:`Segmenter.to_frames`: upsample, cut the padding, resize."""
         height, width = resized_size
-        full = (self.image_size, self.image_size)
-        square = F.interpolate(low_res[:, None].float(), full, mode="bilinear", align_corners=False)
+        square = F.interpolate(logits[:, None].float(), (self.image_size,) * 2, mode="bilinear", align_corners=False)
         inner = square[..., : int(height), : int(width)]
         target = (int(original_size[0]), int(original_size[1]))
         return F.interpolate(inner, target, mode="bilinear", align_corners=False)[:, 0]

@@ -55,8 +55,8 @@ def plain_losses(model, batch):
                 for column, frame in enumerate(question.mask_frames.tolist()):
                     states, shift, _ = rows[frame if len(rows) > 1 else 0]
                     prompt = model.prompt_embeddings(states[place + shift - 1])
-                    low_res, _ = model.sam.decode(sam[frame][None], prompt[None, None])
-                    logits = model.sam.postprocess(low_res, video.resized_size, video.original_size)[0]
+                    low_res = model.sam.decode(sam[[frame]], prompt[None])
+                    logits = model.sam.to_frames(low_res, video.resized_size, video.original_size)[0]
                     masks.append((logits, question.masks[tube, column].float()))
             if question.in_window is not None and model.config.loc_mode != "none":
                 place = (ids == 6).nonzero().item()
@@ -164,7 +164,7 @@ def test_frozen_encoders_keep_no_graph(worlds, spec, graph):
     set_trainable(model, spec)
     video = worlds.video(1, 2)
     assert model.vision_features(video.clip_pixels).requires_grad == graph
-    assert model.encode_frames(video.sam_pixels).requires_grad == graph
+    assert model.encode_frames(video.sam_pixels).parts[0].requires_grad == graph
 
 
 def test_each_frame_is_encoded_once_and_only_if_a_mask_needs_it(worlds, model_of, monkeypatch):
@@ -175,7 +175,7 @@ def test_each_frame_is_encoded_once_and_only_if_a_mask_needs_it(worlds, model_of
     calls = {"encode": [], "decode": []}
     encode, decode = model.sam.encode, model.sam.decode
     monkeypatch.setattr(model.sam, "encode", lambda x: calls["encode"].append(x) or encode(x))
-    monkeypatch.setattr(model.sam, "decode", lambda e, p: calls["decode"].append(e.shape[0]) or decode(e, p))
+    monkeypatch.setattr(model.sam, "decode", lambda e, p: calls["decode"].append(len(e)) or decode(e, p))
     model(MoraBatch([video]))
     (frames,) = calls["encode"]
     torch.testing.assert_close(frames, video.sam_pixels[[4, 1]])

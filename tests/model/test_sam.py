@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+from transformers import SamConfig
 
-from model.segmenters.sam import SamSegmenter, sam_config
+from model.segmenters import Embeddings, sam_config
+from model.segmenters.sam import SamSegmenter
 
 
 @pytest.fixture
@@ -25,38 +27,40 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
+def embedded(frames: int) -> Embeddings:
+    return Embeddings((noise(frames, 32, 8, 8),))
+
+
 @torch.no_grad()
 def test_shapes_and_chunks(sam):
     pixels = noise(5, 3, 64, 64)
     embeddings = sam.encode(pixels)
-    assert embeddings.shape == (5, sam.embed_dim, sam.grid_size, sam.grid_size)
-    torch.testing.assert_close(sam.encode(pixels, chunk=2), embeddings)
-    prompts = noise(5, 1, 32)
-    low_res, iou = sam.decode(embeddings, prompts)
-    assert low_res.shape == (5, 32, 32) and iou.shape == (5,)
-    for chunk in (1, 3):
-        chunked, scores = sam.decode(embeddings, prompts, chunk=chunk)
-        torch.testing.assert_close(chunked, low_res, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(scores, iou, atol=1e-4, rtol=1e-4)
-    full = sam.postprocess(low_res, (40, 64), (25, 40))
+    assert embeddings.parts[0].shape == (5, sam.embed_dim, sam.grid_size, sam.grid_size) and len(embeddings) == 5
+    torch.testing.assert_close(sam.encode(pixels, at_once=2).parts, embeddings.parts)
+    prompts = noise(5, 32)
+    low_res = sam.decode(embeddings, prompts)
+    assert low_res.shape == (5, 32, 32)
+    for at_once in (1, 3):
+        torch.testing.assert_close(sam.decode(embeddings, prompts, at_once), low_res, atol=1e-4, rtol=1e-4)
+    full = sam.to_frames(low_res, (40, 64), (25, 40))
     assert full.shape == (5, 25, 40) and full.dtype == torch.float32
 
 
 def test_no_prompts_give_no_masks(sam):
-    low_res, iou = sam.decode(noise(0, 32, 8, 8), noise(0, 1, 32))
-    assert low_res.shape == (0, 32, 32) and iou.shape == (0,)
-    assert sam.postprocess(low_res, (40, 64), (25, 40)).shape == (0, 25, 40)
+    low_res = sam.decode(embedded(0), noise(0, 32))
+    assert low_res.shape == (0, 32, 32)
+    assert sam.to_frames(low_res, (40, 64), (25, 40)).shape == (0, 25, 40)
 
 
 def test_pairs_must_match(sam):
     with pytest.raises(ValueError, match="2 embeddings but 3 prompts"):
-        sam.decode(noise(2, 32, 8, 8), noise(3, 1, 32))
+        sam.decode(embedded(2), noise(3, 32))
 
 
 def test_gradients_reach_prompt_and_decoder_and_encoder(sam):
-    prompts = noise(2, 1, 32).requires_grad_()
-    low_res, _ = sam.decode(sam.encode(noise(2, 3, 64, 64)), prompts)
-    sam.postprocess(low_res, (64, 64), (20, 20)).square().sum().backward()
+    prompts = noise(2, 32).requires_grad_()
+    low_res = sam.decode(sam.encode(noise(2, 3, 64, 64)), prompts)
+    sam.to_frames(low_res, (64, 64), (20, 20)).square().sum().backward()
     assert prompts.grad.abs().sum() > 0
     assert sam.mask_decoder.mask_tokens.weight.grad.abs().sum() > 0
     assert sam.vision_encoder.patch_embed.projection.weight.grad.abs().sum() > 0
@@ -79,9 +83,9 @@ def test_positions_are_cached_until_the_weights_change(sam):
 
 def test_positions_made_in_inference_mode_can_be_trained_with(sam):
     with torch.inference_mode():
-        sam.decode(noise(1, 32, 8, 8), noise(1, 1, 32))
+        sam.decode(embedded(1), noise(1, 32))
     assert not sam.dense_positions().is_inference()
-    low_res, _ = sam.decode(noise(1, 32, 8, 8), noise(1, 1, 32).requires_grad_())
+    low_res = sam.decode(embedded(1), noise(1, 32).requires_grad_())
     low_res.sum().backward()
 
 
@@ -90,9 +94,9 @@ def test_half_precision_does_not_overflow_in_the_neck(sam):
     """Weights that take the neck beyond 65504, where float16 ends: LISA computes the neck in float32."""
     sam.vision_encoder.neck.conv1.weight.mul_(1e4)
     pixels = noise(1, 3, 64, 64)
-    expected = sam.encode(pixels)
+    (expected,) = sam.encode(pixels).parts
     half = copy.deepcopy(sam).half()
-    embeddings = half.encode(pixels)
+    (embeddings,) = half.encode(pixels).parts
     assert embeddings.dtype == torch.float16 and torch.isfinite(embeddings).all()
     torch.testing.assert_close(embeddings.float(), expected, atol=0.1, rtol=0.1)
 
@@ -108,7 +112,7 @@ def test_one_position_matrix(sam):
 
 
 def test_configuration_survives_json(sam):
-    again = SamSegmenter(sam.config.to_dict())
+    again = SamSegmenter(SamConfig(**sam.config.to_dict()))
     assert {name: tensor.shape for name, tensor in again.state_dict().items()} == {
         name: tensor.shape for name, tensor in sam.state_dict().items()
     }

@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.segmenters import sam as model_sam
-from model.segmenters import sam_attention, sam_encoder
-from model.segmenters.sam import SamSegmenter, sam_config
+from model.segmenters import sam_attention, sam_config, sam_encoder
+from model.segmenters.sam import SamSegmenter
 from model.segmenters.sam_encoder import FastEncoder
 
 PATCH = 4
@@ -52,6 +52,11 @@ def frames(sam: SamSegmenter, count: int = 2, resized_size: tuple[int, int] | No
     return pixels
 
 
+def encode(sam: SamSegmenter, *args, **kwargs) -> torch.Tensor:
+    """The one tensor of SAM's embeddings."""
+    return sam.encode(*args, **kwargs).parts[0]
+
+
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest difference, where the second is of scale one."""
     assert one.shape == other.shape
@@ -76,8 +81,8 @@ def test_equals_the_reference(plain_flex, case, windows, global_):
     pixels = frames(sam, 3)
     expected = sam.vision_encoder(pixels)[0]
     assert difference(FastEncoder(windows, global_)(sam.vision_encoder, pixels), expected) < 1e-5
-    assert difference(sam.encode(pixels), expected) < 1e-5
-    assert difference(sam.encode(pixels, chunk=2), expected) < 1e-5
+    assert difference(encode(sam, pixels), expected) < 1e-5
+    assert difference(encode(sam, pixels, at_once=2), expected) < 1e-5
 
 
 @torch.no_grad()
@@ -85,20 +90,20 @@ def test_relative_positions_matter_here():
     """Otherwise the comparison above would not see them."""
     sam = build(**CASES["padded windows"])
     pixels = frames(sam)
-    expected = sam.encode(pixels)
+    expected = encode(sam, pixels)
     for name, parameter in sam.named_parameters():
         if "rel_pos_w" in name:
             parameter.copy_(parameter.flip(0))
-    assert difference(sam.encode(pixels), expected) > 0.1
+    assert difference(encode(sam, pixels), expected) > 0.1
 
 
 @torch.no_grad()
 def test_many_images_share_the_memory_of_one(monkeypatch):
     sam = build(**CASES["padded windows"])
     pixels = frames(sam, 5)
-    expected = sam.encode(pixels)
+    expected = encode(sam, pixels)
     monkeypatch.setattr(sam_attention, "BIAS_BYTES", 2 * 3 * 81 * 81 * 4)
-    assert difference(sam.encode(pixels), expected) < 1e-6
+    assert difference(encode(sam, pixels), expected) < 1e-6
 
 
 @torch.no_grad()
@@ -106,11 +111,11 @@ def test_passes_are_bounded_by_memory(monkeypatch):
     """81 tokens of 24 channels take 7,776 bytes in float32, of which a layer holds 24 at most."""
     built = build(**CASES["padded windows"])
     pixels = frames(built, 5)
-    expected = built.encode(pixels)
+    expected = encode(built, pixels)
     passes: list[int] = []
     built.vision_encoder.neck.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     monkeypatch.setattr(model_sam, "ACTIVATION_BYTES", {"cpu": 2 * 24 * 7776 + 1})
-    assert difference(built.encode(pixels), expected) < 1e-6
+    assert difference(encode(built, pixels), expected) < 1e-6
     assert passes == [2, 2, 1]
 
 
@@ -125,7 +130,7 @@ def test_padding_is_left_out_without_a_difference(resized_size):
         sam = build(**CASES[name])
         pixels = frames(sam, 2, resized_size)
         whole = FastEncoder()(sam.vision_encoder, pixels)
-        assert difference(sam.encode(pixels, resized_size=resized_size), whole) <= limit
+        assert difference(encode(sam, pixels, resized_size=resized_size), whole) <= limit
         assert difference(whole, sam.vision_encoder(pixels)[0]) < 1e-5
 
 
@@ -139,13 +144,13 @@ def test_padding_is_computed_once(resized_size, kept):
     early.register_forward_hook(lambda module, args, output: seen.append(output.shape[:-1].numel()))
     pixels = frames(sam, 3, resized_size)
     for _ in range(2):
-        sam.encode(pixels, resized_size=resized_size)
+        encode(sam, pixels, resized_size=resized_size)
     picture = kept[0] * kept[1]
     assert seen == [3 * picture, 81, 3 * picture]
     late.register_forward_hook(lambda module, args, output: seen.append(-output.shape[:-1].numel()))
-    sam.encode(pixels, resized_size=resized_size)
+    encode(sam, pixels, resized_size=resized_size)
     assert seen[3:] == [3 * picture, -3 * 81]
-    sam.encode(pixels)
+    encode(sam, pixels)
     assert seen[5:] == [3 * 81, -3 * 81]
 
 
@@ -177,7 +182,7 @@ def change_positions(sam):
 
 def change_by_training(sam):
     """The optimiser of DeepSpeed writes through ``.data``."""
-    sam.encode(frames(sam, 1)).sum().backward()
+    encode(sam, frames(sam, 1)).sum().backward()
     for parameter in sam.vision_encoder.parameters():
         parameter.data.add_(parameter.grad, alpha=0.1)
 
@@ -191,10 +196,10 @@ def test_changed_weights_are_noticed(change):
     size = (36, 20)
     pixels = frames(sam, 2, size)
     with torch.no_grad():
-        before = sam.encode(pixels, resized_size=size)
+        before = encode(sam, pixels, resized_size=size)
     change(sam)
     with torch.no_grad():
-        after = sam.encode(pixels, resized_size=size)
+        after = encode(sam, pixels, resized_size=size)
         assert difference(after, sam.vision_encoder(pixels)[0]) < 1e-5
     assert difference(before, after) > 1e-3
 
@@ -204,10 +209,10 @@ def test_writes_behind_the_back_need_a_word():
     sam = build(**CASES["padded windows"])
     size = (36, 20)
     pixels = frames(sam, 2, size)
-    sam.encode(pixels, resized_size=size)
+    encode(sam, pixels, resized_size=size)
     sam.vision_encoder.layers[0].mlp.lin1.weight.data.mul_(1.5)
     sam.fast_encoder.forget()
-    assert difference(sam.encode(pixels, resized_size=size), sam.vision_encoder(pixels)[0]) < 1e-5
+    assert difference(encode(sam, pixels, resized_size=size), sam.vision_encoder(pixels)[0]) < 1e-5
 
 
 @torch.no_grad()
@@ -216,14 +221,14 @@ def test_copies_and_files_hold_nothing_but_weights():
     names = set(sam.state_dict())
     size = (36, 20)
     pixels = frames(sam, 2, size)
-    expected = sam.encode(pixels, resized_size=size)
+    expected = encode(sam, pixels, resized_size=size)
     assert set(sam.state_dict()) == names
     assert sam.fast_encoder._padding is not None
     other = copy.deepcopy(sam)
     assert other.fast_encoder is not sam.fast_encoder and other.fast_encoder._padding is None
     other.vision_encoder.layers[0].mlp.lin1.weight.mul_(2)
-    assert difference(other.encode(pixels, resized_size=size), expected) > 1e-3
-    assert torch.equal(sam.encode(pixels, resized_size=size), expected)
+    assert difference(encode(other, pixels, resized_size=size), expected) > 1e-3
+    assert torch.equal(encode(sam, pixels, resized_size=size), expected)
     file = io.BytesIO()
     torch.save(sam, file)
     assert len(file.getbuffer()) < 1.2 * sum(t.nbytes for t in sam.state_dict().values()) + 100_000
@@ -234,9 +239,9 @@ def test_what_inference_mode_made_serves_later():
     size = (36, 20)
     pixels = frames(sam, 2, size)
     with torch.inference_mode():
-        first = sam.encode(pixels, resized_size=size)
+        first = encode(sam, pixels, resized_size=size)
     with torch.no_grad():
-        again = sam.encode(pixels, resized_size=size)
+        again = encode(sam, pixels, resized_size=size)
     assert torch.equal(first, again) and not again.is_inference()
     (again * torch.ones((), requires_grad=True)).sum().backward()
 
@@ -246,26 +251,12 @@ def test_gradients_are_those_of_the_reference():
     pixels = frames(sam, 2, (36, 20)).requires_grad_()
     weights = torch.randn(2, 16, 9, 9, generator=torch.Generator().manual_seed(3))
     parameters = [pixels, *sam.vision_encoder.parameters()]
-    ours = torch.autograd.grad((sam.encode(pixels, resized_size=(36, 20)) * weights).sum(), parameters)
+    ours = torch.autograd.grad((encode(sam, pixels, resized_size=(36, 20)) * weights).sum(), parameters)
     theirs = torch.autograd.grad((sam.vision_encoder(pixels)[0] * weights).sum(), parameters)
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
     frozen = sam.requires_grad_(False)
-    assert torch.autograd.grad((frozen.encode(pixels) * weights).sum(), pixels)[0].abs().sum() > 0
-    assert not frozen.encode(pixels.detach()).requires_grad
-
-
-@torch.no_grad()
-def test_the_reference_on_request():
-    sam = build(**CASES["padded windows"])
-    pixels = frames(sam)
-    expected = sam.vision_encoder(pixels)[0]
-    sam.attention = "reference"
-    assert torch.equal(sam.encode(pixels, resized_size=(36, 20)), expected)
-    assert SamSegmenter(sam.config, attention="reference").attention == "reference"
-    with pytest.raises(ValueError, match="auto or reference"):
-        SamSegmenter(sam.config, attention="fast")
-    with pytest.raises(ValueError, match="fold, bias, flex"):
-        FastEncoder(windows="flash")
+    assert torch.autograd.grad((encode(frozen, pixels) * weights).sum(), pixels)[0].abs().sum() > 0
+    assert not encode(frozen, pixels.detach()).requires_grad
 
 
 @torch.no_grad()
@@ -275,7 +266,7 @@ def test_eager_attention_stays_eager():
     sam = SamSegmenter(config).eval()
     assert type(sam.vision_encoder.layers[0].attn).__name__ == "SamVisionAttention"
     pixels = frames(sam)
-    assert torch.equal(sam.encode(pixels), sam.vision_encoder(pixels)[0])
+    assert torch.equal(encode(sam, pixels), sam.vision_encoder(pixels)[0])
 
 
 @torch.no_grad()
@@ -316,9 +307,9 @@ def test_geometry_is_made_once(resized_size):
     """A second pass of the same shape makes no index and copies nothing from the host."""
     sam = build(**CASES["padded windows"])
     pixels = frames(sam, 2, resized_size)
-    sam.encode(pixels, resized_size=resized_size)
+    encode(sam, pixels, resized_size=resized_size)
     with Arrivals() as arrivals:
-        sam.encode(pixels, resized_size=resized_size)
+        encode(sam, pixels, resized_size=resized_size)
     assert arrivals.names == []
 
 

@@ -123,10 +123,10 @@ class NamedPrompts(nn.Module):
         self.shapes = nn.Embedding(len(SHAPES), width)
 
     def forward(self, things: list) -> Tensor:
-        """Objects to prompts [N, 1, C]."""
+        """Objects to prompts [N, C]."""
         colours = torch.tensor([COLOUR_NAMES.index(thing.colour) for thing in things])
         shapes = torch.tensor([SHAPES.index(thing.shape) for thing in things])
-        return (self.colours(colours) + self.shapes(shapes))[:, None]
+        return self.colours(colours) + self.shapes(shapes)
 
 
 def optimise(
@@ -183,9 +183,9 @@ def train_sam(model: MoraModel, tasks: TasksOf, recipe: BaseRecipe) -> None:
                     frame_of.append(frame)
                     targets.append(torch.from_numpy(id_map == thing.object_id))
                 frame += 1
-        low, _ = model.sam.decode(embeddings[frame_of], prompts(things))
+        low = model.sam.decode(embeddings[frame_of], prompts(things))
         video = batch.videos[0]
-        logits = model.sam.postprocess(low, video.resized_size, video.original_size)
+        logits = model.sam.to_frames(low, video.resized_size, video.original_size)
         target = torch.stack(targets).float()
         return {"loss": segmentation_loss(logits, target), "iou": iou(logits.detach(), target).mean()}
 
@@ -212,7 +212,7 @@ class PatchReader(nn.Module):
 
 def train_language(model: MoraModel, tasks: TasksOf, recipe: BaseRecipe) -> None:
     """Everything but SAM's image encoder: naming, placing, referring, with the patch loss beside."""
-    model.sam.vision_encoder.requires_grad_(False)
+    model.sam.encoder.requires_grad_(False)
     side = model.config.patches_per_side
     reader = PatchReader(model.config.vision_config.hidden_size)
     seen: list[Tensor] = []
@@ -229,7 +229,7 @@ def train_language(model: MoraModel, tasks: TasksOf, recipe: BaseRecipe) -> None
     batches = phase_batches(recipe.language, tasks, recipe)
     optimise(parameters, batches, steps, recipe.lr, recipe.warmup, loss_of, "seeing, naming, referring")
     hook.remove()
-    model.sam.vision_encoder.requires_grad_(True)
+    model.sam.encoder.requires_grad_(True)
 
 
 @torch.no_grad()
