@@ -129,7 +129,7 @@ class SampleProcessor:
         if query.is_question:
             question = groundmore_question(query.text, where)
         else:
-            question = segmentation_question(query.text, rng, where=where)
+            question = segmentation_question(query.text, rng, query.is_sentence, where)
         answer = segmentation_answer(rng, self.answer_style, asks_time, query.answer, where)
         input_ids, labels = build_example(
             question,

@@ -266,13 +266,15 @@ def segmentation_question(text: str, rng: np.random.Generator, is_sentence: bool
         text: "the red car turning left", or a whole question; lower-cased and its spaces collapsed, as when
             LISA and MoRA were trained.
         rng: draws among the wordings.
-        is_sentence: whole sentence (LONG_QUESTIONS) or name (SHORT_QUESTIONS); None: a sentence ends with "?".
+        is_sentence: whole sentence (LONG_QUESTIONS), which then keeps its case, or name (SHORT_QUESTIONS); None: a
+            sentence ends with "?".
         where: names the question in messages.
 
     Raises:
         DataError: see :func:`check_free_text`.
     """
-    text = " ".join(check_free_text(text, where).lower().split())
+    text = " ".join(check_free_text(text, where).split())
+    text = text if is_sentence else text.lower()
     if is_sentence is None:
         is_sentence = text.endswith("?")
     choices = LONG_QUESTIONS if is_sentence else SHORT_QUESTIONS

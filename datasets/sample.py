@@ -26,6 +26,8 @@ class Question:
         window: inclusive (first, last) frame index of the action over the whole clip, clipped to it; None if the corpus
             has no windows (then the target exists on every frame).
         raw_window: the window before clipping (may lie outside the clip or be empty); for protocols that need it.
+        is_sentence: of an expression, where the corpus says so: a whole sentence ("What can be eaten?") or the name of
+            a thing; None: a sentence is what ends with a question mark.
     """
 
     query_id: str
@@ -36,6 +38,7 @@ class Question:
     q_type: str | None = None
     window: tuple[int, int] | None = None
     raw_window: tuple[int, int] | None = None
+    is_sentence: bool | None = None
 
     def in_window(self, frame_indices: np.ndarray) -> np.ndarray:
         """bool [n]: which of the clip's frame indices lie in the window (all of them without one)."""

@@ -242,12 +242,13 @@ def not_a_file(path: str | Path) -> str | None:
     return None if stat.S_ISREG(mode) else f"is {_SORTS.get(stat.S_IFMT(mode), 'something else')}, not a file"
 
 
-def read_json(path: str | Path, repeated: list[str] | None = None) -> Any:
+def read_json(path: str | Path, repeated: list[str] | None = None, fallback: str | None = None) -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
         repeated: gets every key that an object has twice. JSON readers keep the last value and lose the others.
+        fallback: encoding of what is not UTF-8, for corpora that are known to hold such files.
 
     Raises:
         DataError: the file is missing, no regular file, cannot be read or is not JSON (which has no NaN); the message
@@ -266,7 +267,13 @@ def read_json(path: str | Path, repeated: list[str] | None = None) -> Any:
 
     hook = None if repeated is None else pairs
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:
+            if fallback is None:
+                raise
+            text = content.decode(fallback)
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=hook)
     except OSError as error:
         raise DataError(

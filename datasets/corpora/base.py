@@ -189,14 +189,15 @@ class IdMasks:
             )
 
 
-def read_annotation(path: Path, problems: Problems) -> Any:
-    """A JSON file of a corpus. Keys given twice are noted: all but the last of their values would be lost unseen.
+def read_annotation(path: Path, problems: Problems, fallback: str | None = None) -> Any:
+    """A JSON file of a corpus, as :func:`utils.files.read_json` reads it. Keys given twice are noted: all but the last
+    of their values would be lost unseen.
 
     Raises:
         DataError: the file is missing, no regular file, or not JSON.
     """
     repeated: list[str] = []
-    annotation = read_json(path, repeated)
+    annotation = read_json(path, repeated, fallback)
     if repeated:
         names = ", ".join(map(shown, repeated[:5])) + (" …" if len(repeated) > 5 else "")
         problems.add(

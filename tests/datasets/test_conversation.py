@@ -226,6 +226,8 @@ def test_questions():
         "<image>\nwho runs? Please output segmentation mask.",
     }
     assert segmentation_question("a {text} b", rng, is_sentence=True).startswith("<image>\na {text} b Please")
+    assert "\nWhat holds Tea Please" in segmentation_question("What holds  Tea", rng, is_sentence=True)
+    assert " what holds tea? in this image" in segmentation_question("What holds tea?", rng, is_sentence=False)
     assert groundmore_question(" Who kicks the Ball? ") == "<image>\nWho kicks the Ball? Please respond with masks."
 
 

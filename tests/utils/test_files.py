@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from utils import files
-from utils.files import atomic_directory, atomic_write, recover_directory, replace_directory
+from utils.errors import DataError
+from utils.files import atomic_directory, atomic_write, read_json, recover_directory, replace_directory
 
 
 def in_a_process_that_dies(work: Callable[[], None]) -> None:
@@ -160,3 +161,16 @@ def test_ctrl_c_between_the_two_renames_puts_the_old_folder_back(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         replace_directory(tmp_path / "new", tmp_path / "it")
     assert names(tmp_path) == ["it", "new"]
+
+
+def test_json_in_an_older_encoding(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes('{"text": "a café’s sign"}'.encode("cp1252"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_json(path)
+    assert read_json(path, fallback="cp1252") == {"text": "a café’s sign"}
+    path.write_text('{"text": "a café’s sign"}', encoding="utf-8")
+    assert read_json(path, fallback="cp1252") == {"text": "a café’s sign"}
+    path.write_bytes(b'{"text": "\x81"}')
+    with pytest.raises(DataError, match="a.json: not UTF-8"):
+        read_json(path, fallback="cp1252")
