@@ -94,6 +94,13 @@ CORPORA = {
             examination="datasets.doctor.groundmore:GroundMoReExamination",
             layout="datasets.synthetic.layouts:GroundMoReLayout",
         ),
+        Corpus(
+            "reason_seg",
+            folders=("reason_seg/ReasonSeg", "ReasonSeg"),
+            reader="datasets.corpora.images.reason_seg:ReasonSeg",
+            splits=("train", "val", "test"),
+            kind="image",
+        ),
     )
 }
 """By name."""

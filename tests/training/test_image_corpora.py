@@ -1,0 +1,66 @@
+"""Training on pictures and videos together: batches mix clips of several frames and of one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import training.run
+from model.checkpoints.opening import load_any
+from training.checkpoints.weights import read_weights
+from training.run import train
+from training.settings import parse_arguments
+
+pytestmark = pytest.mark.slow
+
+SIZE = (40, 56)
+
+
+def write_reason_seg(root):
+    folder = root / "reason_seg" / "ReasonSeg" / "train"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(np.full((*SIZE, 3), 40 * number, np.uint8)).save(folder / f"{number}.jpg")
+        shape = {"label": "target", "points": [[4, 4], [20, 4 + number], [12, 20]]}
+        entry = {"text": ["What is moved?", "What may fall?"], "is_sentence": True, "shapes": [shape]}
+        (folder / f"{number}.json").write_text(json.dumps(entry))
+
+
+@pytest.fixture
+def data(tmp_path, tiny_corpus):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_corpus, root)
+    write_reason_seg(root)
+    return root
+
+
+def test_a_batch_mixes_videos_and_pictures(data, tiny_base, tmp_path, world, monkeypatch):
+    seen = []
+    collate = training.run.collate
+    monkeypatch.setattr(training.run, "collate", lambda videos: seen.append(videos) or collate(videos))
+    train(
+        parse_arguments(
+            ["--grad_accumulation_steps", "1", "--version", str(tiny_base),
+             "--dataset_dir", str(data), "--dataset", "groundmore||reason_seg",
+             "--precision", "fp32", "--epochs", "1", "--steps_per_epoch", "3", "--warmup_steps", "1",
+             "--batch_size", "4", "--num_frames", "3", "--workers", "0", "--picture_freq", "0",
+             "--log_base_dir", str(tmp_path), "--exp_name", "run"]
+        )
+    )  # fmt: skip
+    kinds = [{(video.num_frames, video.original_size == SIZE) for video in batch} for batch in seen]
+    assert {(3, False), (1, True)} == set.union(*kinds) and {(3, False), (1, True)} in kinds
+    for batch in seen:
+        for video in batch:
+            still = video.original_size == SIZE
+            assert all(question.masks.shape[1] == video.num_frames for question in video.questions)
+            assert all((question.in_window is None) == still for question in video.questions)
+            assert not still or all(question.masks.any() for question in video.questions)
+    before, after = load_any(tiny_base)[0].state_dict(), read_weights(tmp_path / "run" / "ckpt_model")
+    learned = [name for name, value in after.items() if name in before and not torch.equal(value, before[name])]
+    assert any("mask_decoder" in name for name in learned)
+    assert all(value.isfinite().all() for value in after.values() if torch.is_tensor(value))
