@@ -167,7 +167,7 @@ def test_ending_a_run_is_prompt_and_leaves_it_whole(evaluate, uninterrupted, tmp
 
 
 BREAK = """
-from evaluation import predictor
+from evaluation.engine import predictor
 answer = predictor.MoraPredictor.answer
 def failing(self, context, questions, frames_per_pass=None):
     if any(query.query_id == "b" for query in questions):

@@ -111,9 +111,9 @@ def test_every_program_writes_what_its_terminal_lacks_as_escapes(project_root):
 
     ``train_ds.py`` goes through ``training/program.py``."""
     for program in PROGRAMS:
-        path = project_root / (program[0] if program[0] != "-m" else program[1].replace(".", "/") + ".py")
-        source = path.read_text()
-        assert "\n    write_any_text()\n" in source, path
+        path = project_root / (program[0] if program[0] != "-m" else program[1].replace(".", "/"))
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert "\n    write_any_text()\n" in path.read_text(), path
 
 
 @pytest.mark.slow

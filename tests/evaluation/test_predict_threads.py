@@ -213,7 +213,7 @@ def test_scoring_processes_end_with_a_parent_that_was_killed(project_root, tmp_p
 
 
 def test_scoring_processes_import_no_model(project_root):
-    code = "import sys; import evaluation.score, evaluate_groundmore; print('torch' in sys.modules)"
+    code = "import sys; import evaluation.scoring.score, evaluate_groundmore; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=project_root, text=True, capture_output=True, check=True)
     assert done.stdout.strip() == "False"
 
