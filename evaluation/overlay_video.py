@@ -26,9 +26,8 @@ from evaluation.outputs import PICTURE_MARK, note_foreign_file
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
 from evaluation.report.page import add_run_flags, read_evaluation
-from evaluation.report.pictures import loc_curve, question_picture, write_png
 from evaluation.scoring.truth import question_window, read_truth
-from utils.drawing import draw_overlay, text_strip
+from utils.drawing import TRUTH_COLOUR, contact_sheet, draw_overlay, grey, text_strip, time_curve, write_png
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.masks import decode_rle
 from utils.paths import user_path
@@ -39,16 +38,17 @@ MIN_WIDTH = 640
 """Smaller frames are enlarged by a whole number, so that captions can be read."""
 
 PREDICTION_COLOUR, OUTSIDE_COLOUR = (255, 31, 156), (130, 130, 130)
-CURVE_HEIGHT = 70
+MAX_COLUMNS = 8
+"""Frames on a sheet; more would be too small to see."""
 
 
 def overlay_frames(
-    video: VideoRecord, query: Question, record: Record, protocol: Protocol, all_frames: bool = True
+    video: VideoRecord, question: Question, record: Record, protocol: Protocol, all_frames: bool = True
 ) -> Iterator[np.ndarray]:
     """The pictures of one question in time order.
 
     Args:
-        video, query: what was asked.
+        video, question: what was asked.
         record: a prediction (not a failure).
         protocol: refinement and threshold.
         all_frames: every frame of the clip; otherwise the predicted ones only.
@@ -61,31 +61,64 @@ def overlay_frames(
     """
     predicted = np.asarray(record.frame_indices)
     shown = np.arange(len(video.frame_paths)) if all_frames else predicted
-    strip, head = _time_strip(record, query, protocol, shown), None
+    window = question_window(question, shown, protocol)
+    curve = np.full(len(shown), np.nan)
+    if record.loc_probs is not None:
+        curve[np.isin(shown, predicted)] = record.loc_probs
     held = np.searchsorted(predicted, shown, side="right") - 1  # -1: before the first predicted frame
-    for place, index in enumerate(shown.tolist()):
+    for place, (index, last, inside) in enumerate(zip(shown.tolist(), held.tolist(), window.tolist())):
         frame = read_frame(video.frame_paths[index])
-        truth = read_truth(video, query, np.array([index]), protocol).objects[0]
-        mask, kept, probability = _prediction(record, int(held[place]), frame.shape[:2], protocol)
-        exact = bool(held[place] >= 0 and predicted[held[place]] == index)
-        inside = bool(strip[1][place])
+        truth = read_truth(video, question, np.array([index]), protocol).objects[0]
+        mask, kept = _prediction(record, last, frame.shape[:2], protocol)
+        exact = last >= 0 and predicted[last] == index
         picture = draw_overlay(
             frame,
             [mask] if exact and kept else [],
             [PREDICTION_COLOUR],
             0.6,
-            truth=[truth],
-            truth_colour=(255, 255, 255) if inside else OUTSIDE_COLOUR,
-            min_side=_min_side(frame),
+            truth=[truth, mask] if kept and not exact else [truth],
+            truth_colours=[TRUTH_COLOUR if inside else OUTSIDE_COLOUR, PREDICTION_COLOUR],
+            min_side=min(frame.shape[:2]) * max(1, -(-MIN_WIDTH // frame.shape[1])),
         )
-        if kept and not exact and mask.any():
-            picture = _held_outline(picture, mask)
         width = picture.shape[1]
-        if head is None:
-            head = _head(query, record, width)
-        note = _note(index, inside, exact, kept, probability)
-        bar = _with_cursor(strip, place, len(shown), width)
-        yield _even(np.concatenate([head, picture, bar, _fixed_strip(note, width)], axis=0))
+        bar = time_curve(curve, window, protocol.loc_threshold, width, cursor=place)
+        note = text_strip(_note(index, inside, exact, kept, curve[place]), width)
+        line = text_strip("", width).shape[0]  # one line, however long the note: all pictures have one size
+        whole = np.concatenate([_head(question, record, width), picture, bar, note[:line]], axis=0)
+        # H.264 in yuv420p needs even sides; a missing row or column is white.
+        yield np.pad(whole, ((0, len(whole) % 2), (0, width % 2), (0, 0)), constant_values=255)
+
+
+def question_picture(video: VideoRecord, question: Question, record: Record, protocol: Protocol) -> np.ndarray:
+    """One question as a sheet: ground truth above, prediction below, and the [LOC] curve if there is one.
+
+    Args and errors as for :func:`overlay_frames`.
+
+    Returns:
+        uint8 RGB [h, w, 3].
+    """
+    count = len(record.frame_indices)
+    places = np.unique(np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int)).tolist()
+    indices = np.asarray(record.frame_indices)
+    truth = read_truth(video, question, indices[places], protocol)
+    above, below, notes = [], [], []
+    for place, target in zip(places, truth.target):
+        frame = read_frame(video.frame_paths[indices[place]])
+        mask, kept = _prediction(record, place, frame.shape[:2], protocol)
+        # The prediction lies on a grey frame: a red fill on a coloured object could not be told from the object.
+        above.append(draw_overlay(frame, [], truth=[target]))
+        below.append(draw_overlay(grey(frame), [mask] if kept else [], alpha=0.7, truth=[target]))
+        loc = "" if record.loc_probs is None else f"  LOC {record.loc_probs[place]:.2f}"
+        notes.append(f"frame {indices[place]}{loc}")
+    marks = [truth.in_window.tolist()] * 2
+    sheet = contact_sheet(
+        [above, below], (f"ground truth: {_answer(question)}", "prediction"), ([], notes), question.text, marks=marks
+    )
+    if record.loc_probs is None:
+        return sheet
+    window = question_window(question, indices, protocol)
+    curve = time_curve(np.asarray(record.loc_probs), window, protocol.loc_threshold, sheet.shape[1])
+    return np.concatenate([sheet, curve], axis=0)
 
 
 def write_h264(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
@@ -132,82 +165,36 @@ def write_h264(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> No
         temporary.unlink(missing_ok=True)
 
 
-def _min_side(frame: np.ndarray) -> int:
-    """What ``draw_overlay`` takes so that the enlarged frame is at least MIN_WIDTH wide."""
-    height, width = frame.shape[:2]
-    return min(height, width) * max(1, -(-MIN_WIDTH // width))
-
-
-def _prediction(
-    record: Record, place: int, shape: tuple[int, int], protocol: Protocol
-) -> tuple[np.ndarray, bool, float | None]:
-    """(mask before refinement, whether it is kept, [LOC] probability) of a predicted frame; empty before the first."""
+def _prediction(record: Record, place: int, shape: tuple[int, int], protocol: Protocol) -> tuple[np.ndarray, bool]:
+    """(mask before refinement, whether it is kept) of a predicted frame; empty before the first (place -1)."""
     if place < 0:
-        return np.zeros(shape, dtype=bool), False, None
-    rle = record.masks[place]
+        return np.zeros(shape, dtype=bool), False
+    rle, refined = record.masks[place], protocol.loc_refine and record.loc_probs is not None
     mask = np.zeros(shape, dtype=bool) if rle is None else decode_rle(rle)
-    probability = None if record.loc_probs is None else record.loc_probs[place]
-    kept = not protocol.loc_refine or probability is None or probability >= protocol.loc_threshold
-    return mask, kept, probability
+    return mask, not refined or record.loc_probs[place] >= protocol.loc_threshold
 
 
-def _held_outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The mask's outline on a picture that is a whole multiple of its size."""
-    factor = picture.shape[0] // mask.shape[0]
-    large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
-    return draw_overlay(picture, [], truth=[large], truth_colour=PREDICTION_COLOUR, min_side=1)
+def _answer(question: Question) -> str:
+    return question.answer or "object " + ", ".join(map(str, question.object_ids))
 
 
-def _time_strip(
-    record: Record, query: Question, protocol: Protocol, shown: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """What ``loc_curve`` takes: [LOC] per shown frame (NaN where nothing was predicted), window, threshold."""
-    probabilities = np.full(len(shown), np.nan)
-    if record.loc_probs is not None:
-        probabilities[np.isin(shown, record.frame_indices)] = record.loc_probs
-    return probabilities, question_window(query, shown, protocol), protocol.loc_threshold
-
-
-def _with_cursor(strip: tuple[np.ndarray, np.ndarray, float], place: int, count: int, width: int) -> np.ndarray:
-    """The bar under a frame: window, [LOC] curve, and where in time the frame lies."""
-    bar = loc_curve(*strip, width, CURVE_HEIGHT)
-    edges = np.linspace(4, width - 4, count + 1).round().astype(int)
-    middle = (edges[place] + edges[place + 1]) // 2
-    bar[:, middle - 1 : middle + 1] = (20, 20, 20)
-    return bar
-
-
-def _head(query: Question, record: Record, width: int) -> np.ndarray:
+def _head(question: Question, record: Record, width: int) -> np.ndarray:
     """Question, answer and what the model said."""
     said = " / ".join(dict.fromkeys(text.strip() for text in record.answers)) or "(nothing)"
-    answer = query.answer or "object " + ", ".join(map(str, query.object_ids))
     said = "".join(letter if letter.isprintable() else "?" for letter in textwrap.shorten(said, 300))
-    lines = text_strip(f"answer: {answer}\nmodel: {said}", width)
-    return np.concatenate([text_strip(query.text, width, size=18), lines], axis=0)
+    lines = text_strip(f"answer: {_answer(question)}\nmodel: {said}", width)
+    return np.concatenate([text_strip(question.text, width, size=18), lines], axis=0)
 
 
-def _note(index: int, inside: bool, exact: bool, kept: bool, probability: float | None) -> str:
+def _note(index: int, inside: bool, exact: bool, kept: bool, probability: float) -> str:
     parts = [f"frame {index}", "in the action's window" if inside else "outside the window"]
     if exact:
         parts.append("predicted" if kept else "predicted, emptied by [LOC]")
     else:
         parts.append("not predicted" + (": the last prediction is held" if kept else ""))
-    if exact and probability is not None:
+    if not np.isnan(probability):
         parts.append(f"[LOC] {probability:.2f}")
     return ", ".join(parts)
-
-
-def _fixed_strip(text: str, width: int) -> np.ndarray:
-    """One line of text in a strip whose height does not depend on the text."""
-    strip = text_strip(text, width)
-    height = text_strip("x", width).shape[0]
-    return strip[:height]
-
-
-def _even(picture: np.ndarray) -> np.ndarray:
-    """H.264 in yuv420p needs even sides; a missing row or column is white."""
-    height, width = picture.shape[:2]
-    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -255,14 +242,14 @@ def _write(args: argparse.Namespace) -> Path:
     video = next((video for video in videos if video.video_id == args.video), None)
     if video is None:
         raise ConfigError(f"--video {args.video}: not in {args.meta_file}")
-    query = next((query for query in video.questions if query.query_id == args.question), None)
-    if query is None:
-        known = ", ".join(query.query_id for query in video.questions)
+    question = next((one for one in video.questions if one.query_id == args.question), None)
+    if question is None:
+        known = ", ".join(one.query_id for one in video.questions)
         raise ConfigError(f"--question {args.question}: {args.video} has only {known}")
-    record = read_record(args.output_dir, video.video_id, query.query_id)
+    record = read_record(args.output_dir, video.video_id, question.query_id)
     if not record.ok:
         raise DataError(f"{args.video}, {args.question}: no prediction to show; the question failed: {record.reason}")
-    record_file = record_path(args.output_dir, video.video_id, query.query_id)  # its ids are escaped for file names
+    record_file = record_path(args.output_dir, video.video_id, question.query_id)  # its ids are escaped for file names
     default = Path(args.output_dir) / "overlays" / record_file.parent.name / record_file.stem
     path = Path(args.out or f"{default}{'.png' if args.sheet else '.mp4'}")
     if args.out is not None:
@@ -270,9 +257,9 @@ def _write(args: argparse.Namespace) -> Path:
         note_foreign_file(problems, "--out", path, PICTURE_MARK.encode())
         problems.raise_if_any(ConfigError, "the picture cannot be written there")
     if args.sheet:
-        write_png(path, question_picture(video, query, record, protocol))
+        write_png(path, question_picture(video, question, record, protocol), PICTURE_MARK)
     else:
-        write_h264(path, overlay_frames(video, query, record, protocol, args.all_frames), args.fps)
+        write_h264(path, overlay_frames(video, question, record, protocol, args.all_frames), args.fps)
     return path
 
 

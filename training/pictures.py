@@ -9,7 +9,7 @@ import numpy as np
 from datasets.pixels import SAM_MEAN, SAM_STD
 from datasets.tokenization import MoraTokenizer
 from utils.batch import MoraBatch, VideoTensors
-from utils.drawing import contact_sheet, draw_overlay
+from utils.drawing import contact_sheet, draw_overlay, fit_mask
 
 MAX_QUESTIONS = 3
 
@@ -20,13 +20,6 @@ def frames_of(video: VideoTensors) -> np.ndarray:
     pixels = video.sam_pixels[:, :, :height, :width].float().cpu().permute(0, 2, 3, 1).numpy()
     values = np.clip(pixels * np.array(SAM_STD) + np.array(SAM_MEAN), 0, 255).round()
     return np.ascontiguousarray(values, dtype=np.uint8)
-
-
-def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool [H, W] to another size, by picking the nearest pixel."""
-    rows = np.arange(size[0]) * mask.shape[0] // size[0]
-    columns = np.arange(size[1]) * mask.shape[1] // size[1]
-    return mask[rows[:, None], columns]
 
 
 class SamplePicture:
@@ -58,8 +51,8 @@ class SamplePicture:
             for place, frame in enumerate(supervised):
                 cells[frame] = draw_overlay(
                     frames[frame],
-                    [_shrink(tube[place] > 0, size) for tube in logits],
-                    truth=[_shrink(tube[place], size) for tube in truth],
+                    [fit_mask(tube[place] > 0, size) for tube in logits],
+                    truth=[fit_mask(tube[place], size) for tube in truth],
                 )
             rows.append(cells)
             captions.append(self.tokenizer.decode(question.input_ids.tolist(), skip_special_tokens=True)[-160:])

@@ -1,11 +1,9 @@
-"""Frames in folders and video files: list, read, write."""
+"""Frames in folders and video files: list and read."""
 
 from __future__ import annotations
 
 import os
 import re
-import uuid
-from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -217,53 +215,3 @@ def _read_turned(path: Path, indices: np.ndarray) -> np.ndarray | None:
     finally:
         capture.release()
     return np.stack(frames)[np.unique(indices, return_inverse=True)[1]]
-
-
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write an mp4 (MPEG-4 part 2), atomically. Odd sides lose their last row or column, as the codec needs even ones.
-
-    Args:
-        path: file to write; its folder is made if missing.
-        frames: uint8 RGB [H, W, 3] each, all of one size of at least 2 x 2; at least one. Consumed one by one.
-        fps: frames per second.
-
-    Raises:
-        ValueError: no frame, or frames of different sizes.
-        OSError: the video cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp.mp4")
-    writer, shape = None, None
-    try:
-        for frame in frames:
-            if writer is None:
-                shape = frame.shape
-                size = (shape[1] // 2 * 2, shape[0] // 2 * 2)
-                writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), float(fps), size)
-                if not writer.isOpened():
-                    raise OSError(f"{path}: OpenCV cannot write an mp4 of {size[0]} x {size[1]}; is the disk full?")
-            if frame.shape != shape:
-                raise ValueError(f"{path}: frames must have one size; got {shape} and then {frame.shape}")
-            writer.write(cv2.cvtColor(np.ascontiguousarray(frame[: size[1], : size[0]]), cv2.COLOR_RGB2BGR))
-        if writer is None:
-            raise ValueError(f"{path}: no frame to write")
-        writer.release()
-        _require_playable(temporary, path)
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if writer is not None:
-            writer.release()
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _require_playable(temporary: Path, path: Path) -> None:
-    """OpenCV does not report a failed write; a file cut short by a full disk cannot be opened again."""
-    capture = cv2.VideoCapture(str(temporary))
-    playable = capture.isOpened() and capture.read()[0]
-    capture.release()
-    if not playable:
-        raise OSError(f"{path}: the video was not written completely; is the disk full?")

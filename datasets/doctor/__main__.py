@@ -18,7 +18,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
-from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from datasets.doctor.annotations import Examination, Options
@@ -29,8 +28,9 @@ from datasets.doctor.mevis import MeViSExamination
 from datasets.doctor.refer_youtube_vos import ReferYoutubeVosExamination
 from datasets.doctor.report import Examined, as_json, as_text
 from datasets.doctor.sheet import draw_sheet, worst
+from utils.drawing import write_png
 from utils.errors import ConfigError, DataError, MoraError
-from utils.files import atomic_write, not_a_file, read_json, unusable_folder, write_json
+from utils.files import not_a_file, read_json, unusable_folder, write_json
 from utils.paths import is_same, user_path
 from utils.pictures import open_picture
 from utils.terminal import write_any_text
@@ -193,11 +193,7 @@ def write_sheet(examined: Examined, path: Path, cells: int) -> bool:
     chosen = worst(examined.findings, cells)
     if not chosen:
         return False
-    picture = Image.fromarray(draw_sheet(chosen, f"{examined.corpus}: the worst of {examined.folder}"))
-    notes = PngImagePlugin.PngInfo()
-    notes.add_text("Software", _SOFTWARE)
-    with atomic_write(path) as stream:
-        picture.save(stream, format="PNG", pnginfo=notes)
+    write_png(path, draw_sheet(chosen, f"{examined.corpus}: the worst of {examined.folder}"), _SOFTWARE)
     return True
 
 

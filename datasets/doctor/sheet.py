@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.doctor.files import look_at_frame, look_at_png, look_at_rles
 from datasets.doctor.findings import KINDS, Finding, Findings, Picture
-from utils.drawing import COLOURS, contact_sheet, draw_overlay
+from utils.drawing import COLOURS, contact_sheet, draw_overlay, fit_mask
 
 _COLUMNS, _WIDTH = 6, 240
 _GREY = 225
@@ -137,14 +137,13 @@ def draw(picture: Picture, around: tuple[slice, slice] | None = None, alpha: flo
     pixels, ids = frame.pixels, _ids(picture.mask, frame.size)
     if pixels is None:
         pixels = np.full((*(ids.shape if ids is not None else (90, 160)), 3), _GREY, dtype=np.uint8)
-    size = pixels.shape[1::-1]
     if ids is None:
         colours = look_at_frame(picture.mask, decode=True).pixels if isinstance(picture.mask, Path) else None
         if colours is None:
             return pixels
-        return cv2.addWeighted(pixels, 0.5, cv2.resize(colours, size, interpolation=cv2.INTER_NEAREST), 0.5, 0)
+        return cv2.addWeighted(pixels, 0.5, fit_mask(colours, pixels.shape[:2]), 0.5, 0)
     if ids.shape != pixels.shape[:2]:
-        ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
+        ids = fit_mask(ids, pixels.shape[:2])
     if around is not None:
         pixels, ids = pixels[around], ids[around]
     values = [value for value in np.unique(ids).tolist() if value and (not picture.ids or value in picture.ids)]

@@ -114,6 +114,10 @@ def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path):
         with pytest.raises(ValueError, match="frame"):
             write_h264(tmp_path / "a.mp4", frames, 6)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.mp4").write_bytes(b"old")
+    with pytest.raises(ValueError, match="frame"):
+        write_h264(tmp_path / "a.mp4", [], 6)
+    assert (tmp_path / "a.mp4").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_without_pyav_there_is_a_remedy(tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.utils.clips import write_clip
 from utils.errors import DataError
 from utils.masks import read_id_mask
-from utils.video import frame_size, list_frames, read_frame, read_video, write_video
+from utils.video import frame_size, list_frames, read_frame, read_video
 
 RAMP = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
 
@@ -135,7 +136,7 @@ def test_a_turned_video_is_upright(tmp_path, degrees, size):
         frame[height // 2 :, width // 2 :] = 20 * number
         frames.append(frame)
     path = tmp_path / "a.mp4"
-    write_video(path, frames, fps=8)
+    write_clip(path, frames, fps=8)
     stored, _ = read_video(path)
     upright = np.rot90(stored, k=-degrees // 90, axes=(1, 2))
     frames, fps = read_video(turned(path, degrees, width, height))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.drawing import contact_sheet, draw_overlay, text_strip
+from tests.utils.clips import write_clip
+from utils.drawing import COLOURS, contact_sheet, draw_overlay, fit_mask, text_strip, time_curve
 from utils.errors import DataError
-from utils.video import frame_number, frame_size, list_frames, read_frame, read_video, write_video
+from utils.video import frame_number, frame_size, list_frames, read_frame, read_video
 
 
 def touch(folder, *names):
@@ -71,17 +72,16 @@ def grey_levels(count, height=48, width=64):
     return [np.full((height, width, 3), 10 + 20 * k, dtype=np.uint8) for k in range(count)]
 
 
-def test_video_round_trip(tmp_path):
+def test_every_frame_of_a_video(tmp_path):
     path = tmp_path / "clips" / "a.mp4"
-    write_video(path, iter(grey_levels(10)), fps=6)
-    assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
+    write_clip(path, grey_levels(10), fps=6)
     frames, fps = read_video(path)
     assert frames.shape == (10, 48, 64, 3) and frames.dtype == np.uint8 and fps == pytest.approx(6)
     np.testing.assert_allclose(frames.mean((1, 2, 3)), [10 + 20 * k for k in range(10)], atol=4)
 
 
 def test_video_at_another_rate(tmp_path):
-    write_video(tmp_path / "a.mp4", grey_levels(12), fps=12)
+    write_clip(tmp_path / "a.mp4", grey_levels(12), fps=12)
     slow, fps = read_video(tmp_path / "a.mp4", fps=4)
     assert fps == 4 and slow.shape[0] == 4
     np.testing.assert_allclose(slow.mean((1, 2, 3)), [10, 70, 130, 190], atol=4)
@@ -89,12 +89,11 @@ def test_video_at_another_rate(tmp_path):
     assert fast.shape[0] == 24
 
 
-def test_odd_sides_and_colours(tmp_path):
-    frame = np.zeros((49, 65, 3), dtype=np.uint8)
+def test_colours_are_red_green_blue(tmp_path):
+    frame = np.zeros((48, 64, 3), dtype=np.uint8)
     frame[..., 0] = 200
-    write_video(tmp_path / "red.mp4", [frame] * 3, fps=5)
+    write_clip(tmp_path / "red.mp4", [frame] * 3, fps=5)
     frames, _ = read_video(tmp_path / "red.mp4")
-    assert frames.shape[1:3] == (48, 64)
     assert frames[..., 0].mean() > 150 > 60 > frames[..., 2].mean()
 
 
@@ -109,16 +108,6 @@ def test_bad_videos_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(DataError, match="pip install decord"):
         read_video(tmp_path / "bad.mp4")
-
-
-def test_a_failed_video_keeps_the_old_one(tmp_path):
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="no frame"):
-        write_video(path, [], fps=6)
-    with pytest.raises(ValueError, match="one size"):
-        write_video(path, [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 10, 3), np.uint8)], fps=6)
-    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_overlay_fills_and_outlines():
@@ -163,3 +152,19 @@ def test_contact_sheet_has_every_picture():
 def test_text_wraps():
     assert text_strip("word " * 40, 120).shape[0] > 3 * text_strip("word", 120).shape[0]
     assert text_strip("", 50).shape[1] == 50
+
+
+def test_a_curve_over_time():
+    values = np.array([0.0, np.nan, 1.0, 1.0])
+    plain = time_curve(values, np.array([False, False, True, False]), 0.5, 408)
+    assert plain.shape == (70, 408, 3) and plain[64, 53].tolist() == plain[6, 253].tolist() == list(COLOURS[0])
+    assert plain[50, 253].tolist() == [214, 238, 220] != plain[50, 353].tolist()
+    moved = np.flatnonzero((time_curve(values, np.zeros(4, bool), 0.5, 408, cursor=1)[0] == [20, 20, 20]).all(-1))
+    assert moved.tolist() == [153, 154]
+    assert time_curve(np.full(4, np.nan), np.zeros(4, bool), 0.5, 408).max() == 255  # nothing to draw
+
+
+def test_masks_take_the_nearest_pixel():
+    mask = np.array([[1, 2], [3, 4]])
+    assert fit_mask(mask, (3, 4)).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4]]
+    assert fit_mask(mask[..., None].repeat(3, axis=2), (1, 1)).tolist() == [[[1, 1, 1]]]
