@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from evaluation.settings import parse_arguments  # late: scoring processes import this file, and need no model
 
-        args = parse_arguments(argv)
+        settings = parse_arguments(argv)
         from evaluation.run import evaluate
 
-        return evaluate(args)
+        return evaluate(settings)
     except KeyboardInterrupt as ending:
         print("ended; what is recorded is whole, and the same command goes on with the rest", file=sys.stderr)
         return getattr(ending, "exit_code", 130)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
@@ -28,12 +27,13 @@ from evaluation.report.text import format_report, write_results
 from evaluation.scoring.pool import ScoringPool
 from evaluation.scoring.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
 from evaluation.scoring.summary import summarise
-from evaluation.settings import PRECISIONS, protocol_of
+from evaluation.settings import EvaluatedModel, EvaluationSettings, RunSettings, protocol_of
 from model.checkpoints.export_card import require_own_tokenizer
 from model.checkpoints.opening import load_any
 from model.checkpoints.published import read_config
 from model.checkpoints.sources import resolve_folder
 from model.mora import MoraModel
+from model.settings import ComputeSettings
 from utils.digests import tensors_digest
 from utils.errors import CheckpointError, ConfigError, TokenizerError
 from utils.processes.distributed import gpu_of, share_threads
@@ -41,11 +41,11 @@ from utils.processes.distributed import gpu_of, share_threads
 logger = logging.getLogger(__name__)
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def evaluate(settings: EvaluationSettings) -> int:
     """Run what the flags ask for.
 
     Args:
-        args: from ``evaluation.settings.parse_arguments``.
+        settings: from ``evaluation.settings.parse_arguments``.
 
     Returns:
         0, or 1 if some question failed.
@@ -54,41 +54,41 @@ def evaluate(args: argparse.Namespace) -> int:
         MoraError: nothing could be done; the message says what to change.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is on disk is whole.
     """
-    protocol, shard = protocol_of(args), args.shard
+    protocol, shard, run, data = protocol_of(settings), settings.shard, settings.run, settings.data
     corpus = GroundMoRe(
-        args.meta_file, args.video_root, empty_windows="keep" if protocol.window == "unclipped" else "error"
+        data.meta_file, data.video_root, empty_windows="keep" if protocol.window == "unclipped" else "error"
     )
-    selected = select(corpus, args.video, args.question, args.limit)
-    if args.score_only and shard.index > 0:
+    selected = select(corpus, data.video, data.question, data.limit)
+    if run.score_only and shard.index > 0:
         print(f"{shard}: shard 0 scores everything; nothing to do here")
         return 0
     with ending_on_sigterm():
-        if args.score_only:
-            return _report(args, protocol, selected)
+        if run.score_only:
+            return _report(settings, protocol, selected)
         share = share_of(selected, shard, protocol)
         if not share:
             print(f"{shard}: no video is left for this one")
             return 0
         if shard.count > 1:
-            forget_failures(share, args.output_dir)
-        with _scoring_pool(args, protocol, share) as pool:
-            failures, mark = _predict(args, protocol, share, pool)
+            forget_failures(share, data.output_dir)
+        with _scoring_pool(run, protocol, share) as pool:
+            failures, mark = _predict(settings, protocol, share, pool)
             mine = {each.video.video_id for each in share}
             others = [each for each in selected if each.video.video_id not in mine]
-            states = question_states(others, args.output_dir, protocol, mark)
+            states = question_states(others, data.output_dir, protocol, mark)
             failed, missing = states["failed"], sum(states.values()) - states["ok"] - states["failed"]
             if missing:
                 print(f"{shard}: done. {missing} questions of other shards are missing; the last one writes the result")
                 # A launcher would end the other processes if one failed; the last one tells it.
                 return int(failures > 0 and shard.launch.size == 1)
-            if args.predict_only:
+            if run.predict_only:
                 failures += failed
                 print(f"{failures} questions failed" if failures else "all questions are predicted")
                 return int(failures > 0)
-            return _report(args, protocol, selected, pool)
+            return _report(settings, protocol, selected, pool)
 
 
-def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
+def load_model(wanted: EvaluatedModel, compute: ComputeSettings) -> tuple[MoraModel, MoraTokenizer]:
     """The model that the flags name, in eval mode on its device, and its tokenizer.
 
     Raises:
@@ -96,14 +96,14 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
         TokenizerError: there is no tokenizer, or it does not belong to the weights.
         ConfigError: see :func:`check_template`.
     """
-    check_template(args.version, read_config(resolve_folder(args.version)).get("template"), args.conv_type)
+    check_template(wanted.version, read_config(resolve_folder(wanted.version)).get("template"), wanted.conv_type)
     model, report = load_any(
-        args.version,
-        args.vision_pretrained,
-        args.vision_tower,
-        device=args.device,
-        dtype=PRECISIONS[args.precision],
-        allow_unexpected=args.allow_unexpected,
+        wanted.version,
+        wanted.vision_pretrained,
+        wanted.vision_tower,
+        device=compute.device,
+        dtype=compute.dtype,
+        allow_unexpected=wanted.allow_unexpected,
     )
     logger.info("%s", report)
     for note in report.notes:
@@ -111,14 +111,14 @@ def load_model(args: argparse.Namespace) -> tuple[MoraModel, MoraTokenizer]:
             print(note)
     if report.initialised:
         raise CheckpointError(
-            f"{args.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every "
+            f"{wanted.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every "
             "number meaningless. Give the file that has them (--vision_pretrained, --vision-tower) or an exported model"
         )
-    folder = resolve_folder(args.version)
+    folder = resolve_folder(wanted.version)
     tokenizer = load_tokenizer(folder, model.config.tokenization)
     require_own_tokenizer(folder, tokenizer.digest())
     attach_tokens(model, tokenizer)
-    if args.compile:
+    if wanted.compile:
         model.sam.compile_encoder()
     return model.eval(), tokenizer
 
@@ -163,20 +163,20 @@ def attach_tokens(model: MoraModel, tokenizer: MoraTokenizer) -> None:
 
 
 def run_settings(
-    args: argparse.Namespace, protocol: Protocol, model: MoraModel, tokenizer: MoraTokenizer, template: str
+    settings: EvaluationSettings, protocol: Protocol, model: MoraModel, tokenizer: MoraTokenizer, template: str
 ) -> dict:
     """Everything a prediction depends on; equal settings may share records."""
     return {
         "protocol": protocol.prediction_settings(),
         "weights": tensors_digest(model.state_dict()),
         "network": hashlib.sha256(_config_text(model).encode()).hexdigest()[:16],
-        "precision": args.precision,
-        "device": args.device,
-        "compile": args.compile,
+        "precision": settings.compute.precision,
+        "device": settings.compute.device,
+        "compile": settings.model.compile,
         "template": template,
         "tokenization": tokenizer.rule,
         "vocabulary": len(tokenizer),
-        "questions_per_batch": args.questions_per_batch,
+        "questions_per_batch": settings.run.questions_per_batch,
     }
 
 
@@ -187,28 +187,28 @@ def _config_text(model: MoraModel) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def _scoring_pool(args: argparse.Namespace, protocol: Protocol, share: Sequence[Selected]):
+def _scoring_pool(run: RunSettings, protocol: Protocol, share: Sequence[Selected]):
     """Processes that score while the model works; none for a small job, which is scored at the end."""
     large = pixels_to_score([each.scored for each in share], protocol) >= POOL_PIXELS
-    return ScoringPool(args.workers) if args.workers > 0 and large and not args.predict_only else nullcontext()
+    return ScoringPool(run.workers) if run.workers > 0 and large and not run.predict_only else nullcontext()
 
 
 def _predict(
-    args: argparse.Namespace, protocol: Protocol, share: Sequence[Selected], pool: ScoringPool | None
+    settings: EvaluationSettings, protocol: Protocol, share: Sequence[Selected], pool: ScoringPool | None
 ) -> tuple[int, str]:
     """Predict and record; the number of failures, and the fingerprint of the run."""
-    shard = args.shard
-    if args.device == "cuda":
+    shard, run, data = settings.shard, settings.run, settings.data
+    if settings.compute.device == "cuda":
         torch.cuda.set_device(gpu_of(shard.launch.local_rank, torch.cuda.device_count()))
     elif shard.launch.size > 1:
         share_threads(shard.launch.size)
-    model, tokenizer = load_model(args)
-    predictor = MoraPredictor(model, tokenizer, protocol, args.conv_type)
-    settings = run_settings(args, protocol, model, tokenizer, predictor.template)
-    about = {"version": str(args.version), "meta_file": str(args.meta_file), "video_root": str(args.video_root)}
+    model, tokenizer = load_model(settings.model, settings.compute)
+    predictor = MoraPredictor(model, tokenizer, protocol, settings.model.conv_type)
+    depends_on = run_settings(settings, protocol, model, tokenizer, predictor.template)
+    about = {"version": settings.model.version, "meta_file": data.meta_file, "video_root": data.video_root}
     names = None if shard.count == 1 else [each.video.video_id for each in share]
-    mark = open_run(args.output_dir, settings, args.overwrite, about, names)
-    score = functools.partial(score_video, output_dir=args.output_dir, protocol=protocol, fingerprint=mark)
+    mark = open_run(data.output_dir, depends_on, run.overwrite, about, names)
+    score = functools.partial(score_video, output_dir=data.output_dir, protocol=protocol, fingerprint=mark)
     scoring: list[Future] = []
 
     def start(questions: int, recorded: int) -> None:
@@ -217,12 +217,12 @@ def _predict(
     done = predict_corpus(
         share,
         predictor,
-        args.output_dir,
+        data.output_dir,
         protocol,
         mark,
-        args.questions_per_batch,
+        run.questions_per_batch,
         Options(
-            args.decode_workers, f"shard {shard.index}" if shard.count > 1 else "predict", shard.launch.local_rank > 0
+            run.decode_workers, f"shard {shard.index}" if shard.count > 1 else "predict", shard.launch.local_rank > 0
         ),
         on_start=start,
         on_video=None if pool is None else lambda video: scoring.append(pool.submit(score, video)),
@@ -233,21 +233,22 @@ def _predict(
 
 
 def _report(
-    args: argparse.Namespace, protocol: Protocol, selected: Sequence[Selected], pool: ScoringPool | None = None
+    settings: EvaluationSettings, protocol: Protocol, selected: Sequence[Selected], pool: ScoringPool | None = None
 ) -> int:
     """Score what is not scored yet, write every result file, report; 1 if a question failed or has no [SEG]."""
-    run = read_run(args.output_dir)
+    data, pictures = settings.data, settings.run.pictures
+    run = read_run(data.output_dir)
     videos = [each.scored for each in selected]
-    scores = score_corpus(videos, args.output_dir, protocol, run["fingerprint"], args.workers, pool=pool)
-    selection = {"limit": args.limit, "video": args.video, "question": args.question}
+    scores = score_corpus(videos, data.output_dir, protocol, run["fingerprint"], settings.run.workers, pool=pool)
+    selection = {"limit": data.limit, "video": data.video, "question": data.question}
     about = {key: run[key] for key in ("fingerprint", "settings", "about")}
     summary = summarise(scores, protocol, {**about, "selection": selection})
-    write_results(args.output_dir, args.result_file, scores, summary, protocol)
+    write_results(data.output_dir, data.result_file, scores, summary, protocol)
     print(f"\n{format_report(summary, protocol)}\n")
     page = None
-    if args.pictures > 0:
-        page = write_report_page(videos, args.output_dir, scores, summary, protocol, args.pictures)
-    for path in (args.result_file, Path(args.output_dir) / "summary.json", page):
+    if pictures > 0:
+        page = write_report_page(videos, data.output_dir, scores, summary, protocol, pictures)
+    for path in (data.result_file, Path(data.output_dir) / "summary.json", page):
         if path is not None:
             print(f"written: {path}")
     counts = summary["counts"]

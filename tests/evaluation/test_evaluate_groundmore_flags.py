@@ -63,8 +63,12 @@ def test_tensors_are_left_out_by_name_only(flags, model_folder, tmp_path, capsys
 
 
 def test_compiled_layers_are_asked_for_and_are_another_setting(flags, capsys):
-    assert load_model(parse_arguments([*flags, "--compile"]))[0].sam.fast_encoder.compile
-    assert not load_model(parse_arguments(flags))[0].sam.fast_encoder.compile
+    def opened(*extra):
+        settings = parse_arguments([*flags, *extra])
+        return load_model(settings.model, settings.compute)[0]
+
+    assert opened("--compile").sam.fast_encoder.compile
+    assert not opened().sam.fast_encoder.compile
     assert main([*flags, "--force_seg_token"]) == 0
     assert main([*flags, "--force_seg_token", "--compile"]) == 2
     assert "compile: False -> True" in capsys.readouterr().err

@@ -150,12 +150,12 @@ def test_an_export_keeps_its_tokenizer(tiny_base, runs, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(TokenizerError, match="not the one that was exported"):
         exporting(folder, runs / "a" / "ckpt_model", tmp_path / "another")
-    args = parse_evaluation(
+    settings = parse_evaluation(
         ["--version", str(folder), "--video_root", str(tmp_path), "--meta_file", str(folder / "config.json"),
          "--output_dir", str(tmp_path / "eval"), "--device", "cpu"]
     )  # fmt: skip
     with pytest.raises(TokenizerError, match="not the one that was exported"):
-        load_model(args)
+        load_model(settings.model, settings.compute)
 
 
 def test_rounding_is_told_and_overflow_refused(tiny_base, runs, tmp_path, capsys):
