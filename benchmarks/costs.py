@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.checkpoints.assemble import empty_model
 from model.config import MoraConfig
+from model.segmenters import segmenter_class
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def clip_tower(config: MoraConfig) -> float:
 
 def mask_decoder(config: MoraConfig) -> float:
     """SAM's mask decoder, one prompt, counted operation by operation on a copy without memory."""
-    sam = empty_model(config).sam.to("meta")
+    with torch.device("meta"):
+        sam = segmenter_class(config.segmenter)(config.sam_config)
     channels, grid = sam.embed_dim, sam.grid_size
     image = torch.zeros(1, channels, grid, grid, device="meta")
     counter = FlopCounterMode(display=False)

@@ -29,8 +29,7 @@ from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from benchmarks.sam_kernels import measure_kernels
-from model.checkpoints.shapes import sam_config_of
-from model.checkpoints.sources import read_sam
+from model.checkpoints import read_sam, sam_config_of
 from model.segmenters.sam import HalfSafeNeck, sam_config
 from model.segmenters.sam_encoder import FastEncoder
 

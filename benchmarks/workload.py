@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
@@ -21,7 +22,6 @@ from datasets.synthetic.settings import WorldSettings
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from evaluation.protocol import Protocol
 from model import presets
-from model.checkpoints.assemble import empty_model
 from model.config import MoraConfig
 from model.mora import MoraModel
 from utils.errors import ConfigError
@@ -164,7 +164,8 @@ def random_model(config: MoraConfig, device: torch.device, dtype: torch.dtype, s
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)  # not model.to(dtype), which would round rotary frequencies
         return model.to(device)
-    model = empty_model(config)
+    with init_empty_weights(include_buffers=False):
+        model = MoraModel(config)
     generator = torch.Generator(device).manual_seed(seed)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -28,14 +28,12 @@ from evaluation.scoring.pool import ScoringPool
 from evaluation.scoring.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
 from evaluation.scoring.summary import summarise
 from evaluation.settings import EvaluatedModel, EvaluationSettings, RunSettings, protocol_of
-from model.checkpoints.export_card import require_own_tokenizer
-from model.checkpoints.opening import load_any
-from model.checkpoints.published import read_config
-from model.checkpoints.sources import resolve_folder
+from model.checkpoints import load_any, read_config, require_own_tokenizer
 from model.mora import MoraModel
 from model.settings import ComputeSettings
 from utils.digests import tensors_digest
 from utils.errors import CheckpointError, ConfigError, TokenizerError
+from utils.hub import resolve_folder
 from utils.processes.distributed import gpu_of, share_threads
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model import answering
 from model.backbones.llava import Projector, vision_features
-from model.checkpoints.finite import require_finite
 from model.config import MoraConfig
 from model.context import Answer, Reading, VideoContext
 from model.initialization import initialize_module, resize_vocabulary
@@ -28,6 +27,7 @@ from model.segmenters import Embeddings, segmenter_class
 from model.training_step import training_step
 from utils.batch import MoraBatch
 from utils.errors import ConfigError
+from utils.finite import require_finite
 
 
 class MoraModel(PreTrainedModel):
@@ -70,7 +70,7 @@ class MoraModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, for a folder that ``save_pretrained`` wrote; :func:`model.checkpoints.opening.load_any`
+        """As in transformers, for a folder that ``save_pretrained`` wrote; :func:`model.checkpoints.load_any`
         opens more layouts and says more.
 
         Raises:
@@ -78,7 +78,7 @@ class MoraModel(PreTrainedModel):
         """
         loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        require_finite(model.named_parameters(), str(source))
+        require_finite(((name, value, value) for name, value in model.named_parameters()), str(source))
         return loaded
 
     def _init_weights(self, module: nn.Module) -> None:

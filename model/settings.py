@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from model.checkpoints.sources import is_hub_name
 from model.config import CHOICES
 from utils.errors import Problems
 from utils.flags import flag
+from utils.hub import is_hub_name
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

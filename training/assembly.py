@@ -15,16 +15,13 @@ from datasets.collate import CorpusDataset, SampleProcessor
 from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.adapters import add_lora, set_trainable
-from model.checkpoints.export_card import require_own_tokenizer
-from model.checkpoints.opening import load_any
-from model.checkpoints.published import read_config
-from model.checkpoints.report import LoadReport
-from model.checkpoints.sources import resolve_folder
+from model.checkpoints import LoadReport, load_any, read_config, require_own_tokenizer
 from model.losses import LossWeights
 from model.mora import MoraModel
 from training.checkpoints.provenance import Adapters, Provenance, network_of
 from utils.errors import TokenizerError
 from utils.files import write_json
+from utils.hub import resolve_folder
 
 
 @dataclass

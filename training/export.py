@@ -15,11 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model.adapters import merge_lora
-from model.checkpoints.export_card import CARD, CARD_FORMAT, read_card, stored_digests
-from model.checkpoints.opening import digest_base
-from model.checkpoints.report import LoadReport
-from model.checkpoints.sources import resolve_folder
-from model.checkpoints.state_files import read_state_dict
+from model.checkpoints import CARD, CARD_FORMAT, LoadReport, digest_base, read_card, read_state_dict
 from model.localization import build_loc_head
 from training.assembly import Parts, base_loc_mode, build_parts, config_overrides
 from training.checkpoints.provenance import Provenance, differences
@@ -35,9 +31,10 @@ from training.checkpoints.weights import (
 )
 from training.engine import DTYPES
 from training.settings import PRECISIONS, add_model_flags, check_model_flags
-from utils.digests import tensors_digest
+from utils.digests import digests_by_part, tensors_digest
 from utils.errors import CheckpointError, ConfigError, Problems
 from utils.files import atomic_directory, unusable_folder, write_json
+from utils.hub import resolve_folder
 from utils.paths import note_inputs_overwritten, require_own, user_path
 from utils.processes.locks import hold
 
@@ -311,7 +308,7 @@ def _save(parts: Parts, folder: Path, made_from: dict[str, Any]) -> None:
         with atomic_directory(folder) as temporary:
             parts.model.save_pretrained(temporary)
             parts.tokenizer.save(temporary)
-            digests = stored_digests(read_state_dict(temporary))
+            digests = digests_by_part(read_state_dict(temporary))
             files = sorted(path.name for path in temporary.iterdir())
             card = {"files": files, "digests": digests, "tokenizer": parts.tokenizer.digest(), "made_from": made_from}
             write_json(temporary / CARD, {"format": CARD_FORMAT, **card})

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from datasets.corpora import CORPORA, ON_PROBLEM, SPELLINGS
-from model.checkpoints.sources import is_hub_name
 from utils.errors import ConfigError, Problems
 from utils.files import unusable_folder
+from utils.hub import is_hub_name
 from utils.paths import user_path
 
 DESCRIPTION = """\

@@ -1,1 +1,25 @@
-"""Opening what others published and what this project wrote."""
+"""Opening what others published and what this project wrote. Every load says what did not fit, by name and shape, and
+fails unless told otherwise; docs/checkpoints.md describes the layouts."""
+
+from model.checkpoints.card import CARD, CARD_FORMAT, read_card, require_own_tokenizer
+from model.checkpoints.files import read_config, read_state_dict, strip_wrappers
+from model.checkpoints.lisa import rename_published
+from model.checkpoints.opening import digest_base, load_any
+from model.checkpoints.report import LoadReport
+from model.checkpoints.sam import read_sam, sam_config_of
+
+__all__ = [
+    "CARD",
+    "CARD_FORMAT",
+    "LoadReport",
+    "digest_base",
+    "load_any",
+    "read_card",
+    "read_config",
+    "read_sam",
+    "read_state_dict",
+    "rename_published",
+    "require_own_tokenizer",
+    "sam_config_of",
+    "strip_wrappers",
+]

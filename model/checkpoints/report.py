@@ -27,7 +27,7 @@ class LoadReport:
         ignored: tensors left out knowingly (rotary tables, CLIP's text tower), as name to shape.
         notes: remarks on where things were found.
         digests: of each part of the model as its source stores it, if that was asked for; see
-            :func:`model.checkpoints.sources.stored_digests`.
+            :func:`utils.digests.digests_by_part`.
     """
 
     source: str

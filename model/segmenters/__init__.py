@@ -1,6 +1,7 @@
 """Mask decoders: frames and prompts in, mask logits out. One file per family; a further one is opened by its name."""
 
 from model.segmenters.interface import SEGMENTERS, Embeddings, Segmenter, segmenter_class
+from model.segmenters.sam import SamSegmenter
 from model.segmenters.sam_sizes import sam_config
 
-__all__ = ["SEGMENTERS", "Embeddings", "Segmenter", "sam_config", "segmenter_class"]
+__all__ = ["SEGMENTERS", "Embeddings", "SamSegmenter", "Segmenter", "sam_config", "segmenter_class"]

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints.opening import load_any, read_state_dict
-from model.checkpoints.published import find_token_id
+from model.checkpoints import load_any, read_state_dict
+from model.checkpoints.lisa import find_token_id
 from utils.errors import CheckpointError, MoraError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0f" * 32 + "\nsize 12345\n"

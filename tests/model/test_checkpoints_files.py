@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import SamModel
 
 from model import presets
-from model.checkpoints.opening import load_any, load_own, load_sam_checkpoint, read_state_dict
-from model.checkpoints.published import find_token_id
+from model.checkpoints import load_any, read_state_dict
+from model.checkpoints.lisa import find_token_id
 from model.mora import MoraModel
-from model.segmenters.sam import SamSegmenter, sam_config
 from utils.errors import CheckpointError, ConfigError
 
 
@@ -258,24 +256,6 @@ def test_something_else_where_a_sam_or_a_tower_is_expected(saved, tmp_path):
             load_any(folder, vision_tower=tmp_path / name)
 
 
-def test_every_loader_takes_sam_and_tower_alike(saved, tmp_path):
-    """Positional, by name, and by the name that SAM had in earlier versions."""
-    model, folder = saved
-    model.vision_tower.save_pretrained(tmp_path / "clip")
-    torch.save(model.sam.state_dict(), tmp_path / "sam.pth")
-    sam, tower = tmp_path / "sam.pth", tmp_path / "clip"
-    notes = {
-        tuple(call().notes)
-        for call in (
-            lambda: load_any(folder, sam, tower)[1],
-            lambda: load_own(folder, sam, tower)[1],
-            lambda: load_own(folder, vision_tower=tower, vision_pretrained=sam)[1],
-            lambda: load_own(folder, vision_tower=tower, sam_checkpoint=sam)[1],
-        )
-    }
-    assert len(notes) == 1 and len(notes.pop()) == 2
-
-
 def test_own_folder_must_be_complete(saved, tmp_path):
     model, _ = saved
     model.save_pretrained(tmp_path)
@@ -287,27 +267,3 @@ def test_own_folder_must_be_complete(saved, tmp_path):
     loaded, report = load_any(tmp_path, allow_missing=["text_hidden_fcs.0.2.bias"])
     assert report.initialised == ["text_hidden_fcs.0.2"]
     assert torch.equal(loaded.text_hidden_fcs[0][2].weight, model.text_hidden_fcs[0][2].weight)
-
-
-def test_sam_of_transformers(saved, tmp_path):
-    """A SamModel folder fits too, whether or not it repeats its position matrix."""
-    config = sam_config(32, 8, 24, 2, 3, 2, (1,), 16)
-    theirs = SamModel(config)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    theirs.save_pretrained(tmp_path / "sam")
-    ours = SamSegmenter(config)
-    report = load_sam_checkpoint(ours, tmp_path / "sam")
-    state = theirs.state_dict()
-    assert report.loaded == len(ours.state_dict())
-    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
-    positions = state.pop("shared_image_embedding.positional_embedding")
-    state["prompt_encoder.shared_embedding.positional_embedding"] = positions
-    torch.save(state, tmp_path / "sam.pth")
-    load_sam_checkpoint(ours, tmp_path / "sam.pth")
-    with pytest.raises(CheckpointError, match="vision_encoder"):
-        load_sam_checkpoint(saved[0], tmp_path / "sam.pth")  # another size
-    save_file({"stranger": torch.zeros(1)}, tmp_path / "stranger.safetensors")
-    with pytest.raises(CheckpointError, match="no tensor of SAM"):
-        load_sam_checkpoint(ours, tmp_path / "stranger.safetensors")

@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM, SamModel
 
-from model.checkpoints.assemble import empty_model
-from model.checkpoints.opening import load_any, load_lisa, load_sam_checkpoint
-from model.checkpoints.published import rename_published
-from model.presets import lisa_7b
+from model.checkpoints import load_any, rename_published
+from model.presets import build, lisa_7b
+from model.segmenters import sam_config
 from tests.model.published_layout import CONFIG, SAM, clip_table, edit, llava_table, noise, sam_table
 from utils.errors import CheckpointError, ConfigError
 
@@ -28,7 +28,7 @@ def test_table_of_7b():
     renamed, unknown, ignored = rename_published(table)
     assert not unknown
     assert sorted(ignored) == sorted(f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(32))
-    model = empty_model(lisa_7b())
+    model = build(lisa_7b(), "meta")
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert renamed == {name: shape for name, shape in ours.items() if not name.startswith("vision_tower.")}
     clip = clip_table(1024, 24, 4096, 224, 14)
@@ -58,7 +58,7 @@ def test_sizes_are_read_off(published):
 
 def test_decoder_computes_what_plain_llama_does(published):
     """Grouped heads, odd epsilon and another RoPE base survive the load."""
-    model, _ = load_lisa(published)
+    model, _ = load_any(published)
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     plain = LlamaForCausalLM(
         LlamaConfig(
@@ -81,13 +81,13 @@ def test_names_of_peft_and_ddp_are_understood(published):
     wrapped = {name.replace("q_proj.", "q_proj.base_layer."): tensor for name, tensor in state.items()}
     wrapped = {f"module.base_model.model.{name}": tensor for name, tensor in wrapped.items()}
     torch.save(wrapped, published / "pytorch_model.bin")
-    model, _ = load_lisa(published)
+    model, _ = load_any(published)
     name = "model.layers.1.self_attn.q_proj.weight"
     assert torch.equal(model.language_model.state_dict()[name], state[name])
 
 
 def test_half_precision_keeps_constants_exact(published):
-    model, _ = load_lisa(published, dtype=torch.bfloat16)
+    model, _ = load_any(published, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
 
@@ -96,12 +96,12 @@ def test_trained_decoder_is_never_replaced(published, tmp_path):
     plain = noise(SAM, seed=7)
     torch.save(plain, tmp_path / "sam.pth")
     trained = torch.load(published / "pytorch_model.bin", weights_only=True)
-    model, report = load_lisa(published, vision_pretrained=tmp_path / "sam.pth")
+    model, report = load_any(published, vision_pretrained=tmp_path / "sam.pth")
     name = "mask_decoder.mask_tokens.weight"
     assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
     assert any("NOT USED" in note for note in report.notes)
     edit(published, drop="model.visual_model.image_encoder")
-    model, report = load_lisa(published, vision_pretrained=tmp_path / "sam.pth")
+    model, report = load_any(published, vision_pretrained=tmp_path / "sam.pth")
     assert torch.equal(model.sam.state_dict()[name], trained[f"model.visual_model.{name}"])
     assert torch.equal(model.sam.vision_encoder.pos_embed, plain["image_encoder.pos_embed"])
 
@@ -111,22 +111,22 @@ def test_base_without_sam_needs_one_and_gets_fresh_heads(published, tmp_path):
     config = {name: value for name, value in CONFIG.items() if name != "train_mask_decoder"}
     (published / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="has no SAM image encoder.*vision_pretrained"):
-        load_lisa(published)
+        load_any(published)
     torch.save(noise(SAM, seed=7), tmp_path / "sam.pth")
     torch.manual_seed(123)
-    model, report = load_lisa(published, vision_pretrained=tmp_path / "sam.pth", loc_mode="global", seed=5)
+    model, report = load_any(published, vision_pretrained=tmp_path / "sam.pth", loc_mode="global", seed=5)
     assert any(name.startswith("loc_head") for name in report.initialised)
     assert any(name.startswith("text_hidden_fcs") for name in report.initialised)
     assert model.text_hidden_fcs[0][0].weight.std() > 0
     torch.manual_seed(321)
-    again, _ = load_lisa(published, vision_pretrained=tmp_path / "sam.pth", loc_mode="global", seed=5)
+    again, _ = load_any(published, vision_pretrained=tmp_path / "sam.pth", loc_mode="global", seed=5)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 
 
 def test_read_out_of_a_lisa_checkpoint_must_be_there(published):
     edit(published, drop="model.text_hidden_fcs")
     with pytest.raises(CheckpointError, match=r"text_hidden_fcs\.0\.2\.weight: missing .*\[16, 48\]"):
-        load_lisa(published)
+        load_any(published)
 
 
 def test_unknown_heads_are_named_with_shapes(published):
@@ -137,7 +137,7 @@ def test_unknown_heads_are_named_with_shapes(published):
     }
     edit(published, add=add)
     with pytest.raises(CheckpointError) as error:
-        load_lisa(published)
+        load_any(published)
     message = str(error.value)
     assert "model.loc_head.0.weight: [3, 48]" in message and "localization or temporal head" in message
     assert "unmerged LoRA" in message
@@ -145,9 +145,9 @@ def test_unknown_heads_are_named_with_shapes(published):
     assert "2 of these tensors are a localization or temporal head in a layout that is not known here" in message
     assert f"To load everything else, add {flags}: masks work, times are not predicted" in message
     with pytest.raises(CheckpointError) as error:
-        load_lisa(published, allow_unexpected=["model.loc_head*", "model.seg_token_temporal_module*"])
+        load_any(published, allow_unexpected=["model.loc_head*", "model.seg_token_temporal_module*"])
     assert "unmerged LoRA" in str(error.value) and "--seg_only" not in str(error.value)
-    _, report = load_lisa(published, allow_unexpected=["*loc_head*", "*temporal*", "*lora_*"])
+    _, report = load_any(published, allow_unexpected=["*loc_head*", "*temporal*", "*lora_*"])
     assert report.localization_keys == ["model.loc_head.0.weight", "model.seg_token_temporal_module.layers.0.bias"]
     assert "LOOKS LIKE A LOCALIZATION HEAD" in str(report)
 
@@ -166,7 +166,7 @@ def test_the_flags_that_the_message_gives_are_enough(published):
 def test_wrong_shapes_are_all_named(published):
     edit(published, add={"model.norm.weight": torch.zeros(5), "lm_head.weight": torch.zeros(66, 48)})
     with pytest.raises(CheckpointError) as error:
-        load_lisa(published)
+        load_any(published)
     assert "shape [5] in the checkpoint, [48] in the model" in str(error.value)
     assert "shape [66, 48] in the checkpoint, [70, 48] in the model" in str(error.value)
 
@@ -203,15 +203,30 @@ def test_overrides(published):
         load_any(published, colour="red")
 
 
-def test_sam_checkpoint_replaces_all_or_nothing(published, tmp_path):
-    model, _ = load_lisa(published)
-    before = {name: tensor.clone() for name, tensor in model.sam.state_dict().items()}
-    plain = noise(SAM, seed=7)
-    torch.save({**plain, "image_encoder.pos_embed": torch.zeros(1, 3, 3, 24)}, tmp_path / "sam.pth")
-    with pytest.raises(CheckpointError, match="pos_embed: shape"):
-        load_sam_checkpoint(model, tmp_path / "sam.pth")
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.sam.state_dict().items())
-    torch.save(plain, tmp_path / "sam.pth")
-    report = load_sam_checkpoint(model, tmp_path / "sam.pth")
-    assert report.loaded == len(SAM)
-    assert torch.equal(model.sam.mask_decoder.mask_tokens.weight, plain["mask_decoder.mask_tokens.weight"])
+def test_sam_of_transformers(published, tmp_path):
+    """A SamModel folder fits too, whether or not it repeats its position matrix; another file is told from it."""
+    edit(published, drop="model.visual_model")
+    theirs = SamModel(sam_config(56, 8, 24, 3, 3, 3, (1,), 16))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    theirs.save_pretrained(tmp_path / "sam")
+    state = theirs.state_dict()
+    positions = state.pop("prompt_encoder.shared_embedding.positional_embedding")
+    repeated = {**state, "prompt_encoder.shared_embedding.positional_embedding": positions}
+    del repeated["shared_image_embedding.positional_embedding"]
+    torch.save(repeated, tmp_path / "sam.pth")
+    for source in ("sam", "sam.pth"):
+        model, _ = load_any(published, tmp_path / source)
+        assert model.sam.state_dict().keys() == state.keys()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.sam.state_dict().items())
+    save_file({"stranger": torch.zeros(1)}, tmp_path / "stranger.safetensors")
+    with pytest.raises(CheckpointError, match="no tensor of SAM"):
+        load_any(published, tmp_path / "stranger.safetensors")
+
+
+def test_a_sam_that_contradicts_itself(published, tmp_path):
+    edit(published, drop="model.visual_model")
+    torch.save({**noise(SAM, seed=7), "image_encoder.neck.2.weight": torch.zeros(16, 9, 3, 3)}, tmp_path / "sam.pth")
+    with pytest.raises(CheckpointError, match=r"neck\.conv2\.weight: shape \[16, 9, 3, 3\]"):
+        load_any(published, tmp_path / "sam.pth")

@@ -10,7 +10,7 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from model import fields, presets
-from model.checkpoints.opening import load_any
+from model.checkpoints import load_any
 from tests.model.published_layout import CONFIG
 from utils.errors import CheckpointError, ConfigError, MoraError
 

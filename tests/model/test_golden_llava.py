@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoints.opening import load_lisa
-from model.checkpoints.published import rename_published
+from model.checkpoints import load_any, rename_published
 from model.losses import LossWeights, bce_per_mask, dice_per_mask
 from model.mora import MoraModel
 from utils.batch import MoraBatch, QuestionTensors, VideoTensors
@@ -102,7 +101,7 @@ def golden() -> Golden:
 
 @pytest.fixture(scope="module")
 def model(golden) -> MoraModel:
-    loaded, report = load_lisa(golden.folder / "lisa_tiny", vision_pretrained=golden.folder / "sam_tiny.pth")
+    loaded, report = load_any(golden.folder / "lisa_tiny", vision_pretrained=golden.folder / "sam_tiny.pth")
     assert not report.missing and not report.unexpected and not report.mismatched and not report.initialised
     return loaded
 
@@ -232,7 +231,7 @@ def test_loss_weights_scale(golden, model):
 @pytest.fixture(scope="module")
 def gradients(golden) -> dict[str, Tensor]:
     """Gradients of the first sample's loss, in training mode, by the original's names (None where there is none)."""
-    trained, _ = load_lisa(golden.folder / "lisa_tiny")
+    trained, _ = load_any(golden.folder / "lisa_tiny")
     names = golden.arrays["grad/names"].tolist()
     places, unknown, ignored = rename_published({name: name for name in names})
     assert not unknown and not ignored

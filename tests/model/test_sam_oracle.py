@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.checkpoints.key_maps import rename_sam, sam_names
-from model.checkpoints.shapes import sam_config_of
+from model.checkpoints.sam import rename_sam, sam_config_of
 from model.segmenters import Embeddings, sam_config
 from model.segmenters.sam import SamSegmenter
 
@@ -179,12 +178,12 @@ def test_full_size_names_and_shapes(original):
         theirs = build_original_meta(original, case)
         ours = SamSegmenter(sam_config())
     state = theirs.state_dict()
-    names = sam_names(state)
-    assert len(names) == 594 and None not in names.values() and len(set(names.values())) == 594
-    assert {names[name]: tensor.shape for name, tensor in state.items()} == {
+    renamed, unknown = rename_sam(state)
+    assert len(state) == len(renamed) == 594 and not unknown
+    assert {name: tensor.shape for name, tensor in renamed.items()} == {
         name: tensor.shape for name, tensor in ours.state_dict().items()
     }
-    inferred, plain = sam_config_of(rename_sam(state)[0]).to_dict(), sam_config().to_dict()
+    inferred, plain = sam_config_of(renamed).to_dict(), sam_config().to_dict()
     assert inferred == plain
 
 

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from model import presets
 from model.adapters import set_trainable
-from model.checkpoints.opening import load_any
+from model.checkpoints import load_any
 from model.mora import MoraModel
 from model.segmenters import SEGMENTERS, Embeddings, Segmenter
 from utils.batch import MoraBatch

@@ -13,7 +13,7 @@ import torch
 
 from datasets.tokenization import load_tokenizer
 from model.adapters import add_lora, set_trainable
-from model.checkpoints.opening import load_any
+from model.checkpoints import load_any
 from training.checkpoints.weights import adapter_rank, fit_weights, plain_names
 from training.export import export, parse_arguments
 from training.run import train

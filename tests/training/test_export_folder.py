@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from datasets.tokenization import load_tokenizer
 from evaluation.run import load_model
 from evaluation.settings import parse_arguments as parse_evaluation
-from model.checkpoints.export_card import require_own_tokenizer
-from model.checkpoints.opening import load_any
+from model.checkpoints import load_any, require_own_tokenizer
 from training import convert
 from training.checkpoints.weights import read_weights
 from training.export import export, parse_arguments

@@ -8,7 +8,7 @@ import torch
 from datasets.conversation import encode_prompt, groundmore_question
 from datasets.tokenization import load_tokenizer
 from model.adapters import add_lora, set_trainable
-from model.checkpoints.opening import load_any
+from model.checkpoints import load_any
 from training.export import export, parse_arguments
 
 FRAMES, SIDE = 4, 64

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datasets.tokenization import load_tokenizer
-from model.checkpoints.opening import digest_base, load_any
+from model.checkpoints import digest_base, load_any
 from training import convert
 from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences
 from training.checkpoints.weights import read_weights, take_provenance

@@ -17,7 +17,7 @@ from datasets.pixels import ClipPreprocessor, SamPreprocessor
 from datasets.sampling import uniform_frames
 from datasets.tokenization import load_tokenizer
 from evaluation.metrics import score_clip
-from model.checkpoints.opening import load_any
+from model.checkpoints import load_any
 from model.presets import build
 from tests.training.conftest import small_config
 from training.checkpoints.store import read_run_card

@@ -17,16 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.checkpoints.finite import require_finite, require_weights
-from model.checkpoints.key_maps import strip_wrappers
-from model.checkpoints.published import read_config, rename_published
-from model.checkpoints.report import LoadReport
-from model.checkpoints.state_files import read_state_dict
+from model.checkpoints import LoadReport, read_config, read_state_dict, rename_published, strip_wrappers
 from model.config import MoraConfig
 from training.checkpoints.digests import check_digests
 from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences, network_of
 from training.checkpoints.store import check_states, read_run_card, tag_folder
 from utils.errors import CheckpointError
+from utils.finite import require_finite
 
 _ADAPTER = re.compile(r"\.(lora_[AB])(?:\.\w+)?\.weight$")
 """Adapter matrices, with or without the adapter's name (``lora_A.default.weight``, ``lora_A.weight``)."""
@@ -162,8 +159,8 @@ def fit_weights(
     report.unexpected = {name: tuple(value.shape) for name, value in state.items() if name not in own}
     report.missing = {name: tuple(value.shape) for name, value in own.items() if name not in state}
     fitting = {name: value for name, value in state.items() if name in own and own[name].is_floating_point()}
-    require_weights(fitting, source)
-    require_finite(fitting.items(), source, next(model.parameters()).dtype)
+    dtype = next(model.parameters()).dtype
+    require_finite(((name, value, value.to(dtype)) for name, value in fitting.items()), source)
     with torch.no_grad():
         for name, target in own.items():
             if name not in state:

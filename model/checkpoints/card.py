@@ -6,29 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from model.checkpoints.files import checkpoint_json
 from model.checkpoints.report import LoadReport
-from utils.digests import digests_by_part
-from utils.errors import CheckpointError, DataError, TokenizerError
-from utils.files import read_json
+from utils.errors import CheckpointError, TokenizerError
 
 CARD = "export.json"
 """Name of the card; keys "format", "files" (names in the folder), "digests" (of the weights), "tokenizer" (digest of
 what it does), "made_from"."""
 
 CARD_FORMAT = "mora-export-1"
-
-
-def stored_digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Digest of each part of a model as its source stores it, before any cast; the same on every transformers version.
-
-    Args:
-        tensors: by the names of :class:`model.mora.MoraModel`.
-    """
-    return digests_by_part(
-        {name.replace("vision_tower.vision_model.", "vision_tower.", 1): tensor for name, tensor in tensors.items()}
-    )
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
@@ -40,10 +26,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     path = folder / CARD
     if not path.is_file():
         return None
-    try:
-        card = read_json(path)
-    except DataError as error:
-        raise CheckpointError(str(error)) from None
+    card = checkpoint_json(path)
     kinds = {"files": list, "digests": dict, "tokenizer": str, "made_from": dict}
     whole = isinstance(card, dict) and card.get("format") == CARD_FORMAT
     if not whole or not all(isinstance(card.get(key), kind) for key, kind in kinds.items()):

@@ -14,35 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import LlamaConfig
 
-from model.checkpoints.key_maps import rename_clip, rename_sam, strip_prefix
-from model.fields import CLIP, FLAG, LAYERS, LLAMA, SIZE, WORD, Rule, building, note_problems, optional, shown, whole
-from utils.errors import CheckpointError, ConfigError, DataError, Problems
-from utils.files import read_json
+from model.checkpoints.clip import clip_config, fill_tower, rename_clip
+from model.checkpoints.files import checkpoint_json, read_state_dict, strip_wrappers
+from model.checkpoints.layout import Reading, Request, build_config, new_parts, require_sizes
+from model.checkpoints.report import shapes_of
+from model.checkpoints.sam import fill_sam, rename_sam, sam_config_of
+from model.config import MoraConfig
+from model.fields import COMMON, FLAG, LAYERS, LLAMA, SIZE, WORD, Rule, building, note_problems, optional, shown, whole
+from utils.errors import CheckpointError, ConfigError, Problems
+from utils.hub import resolve_folder
 
-LLAMA_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
+LLAMA_FIELDS = tuple(name for name in LLAMA if name not in {*COMMON, "attention_dropout", "partial_rotary_factor"})
 """Fields of ``config.json`` that shape the decoder. Llama 1, Vicuna and Llama 2 differ in some of them."""
 
 LLAVA_FIELDS: dict[str, Rule] = {
@@ -54,39 +38,54 @@ LLAVA_FIELDS: dict[str, Rule] = {
 }
 """What LLaVA's and LISA's own fields may hold."""
 
-SAM_PREFIX = "model.visual_model."
-TOWER_PREFIX = "model.vision_tower.vision_tower."
-PROJECTOR_PREFIX = "model.mm_projector."
-HEAD_PREFIX = "model.text_hidden_fcs."
+_SAM = "model.visual_model."
+_TOWER = "model.vision_tower.vision_tower."
+_PROJECTOR = "model.mm_projector."
+_READ_OUT = "model.text_hidden_fcs."
 
 _CONSTANT = re.compile(r"(.*\.rotary_emb\.inv_freq|model\.visual_model\.pixel_(mean|std))$")
 """Buffers that old versions stored; they follow from the configuration."""
 
 _DECODER = re.compile(r"(lm_head\.weight|model\.(embed_tokens|norm|layers\.\d+)\..*)$")
 
-LLAVA_TYPES = ("llava", "llava_llama", "lisa", "mora_llava")
-"""``model_type`` of LLaVA v1 and of what was trained from it."""
 
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's ``config.json``.
-
-    Raises:
-        CheckpointError: missing or not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: missing; a checkpoint folder has config.json beside its weights. For a training checkpoint, "
-            "convert and merge it first (merge_lora_weights_and_save_hf_model.py)"
-        )
+def read(request: Request) -> Reading:
+    """Read a folder. Sizes are read off the tensors and ``config.json``; nothing is assumed."""
+    folder, published, report = request.folder, request.stored, request.report
+    state = strip_wrappers(read_state_dict(folder))
+    text_config, projector = llama_config(published, state, folder / "config.json"), projector_kind(state)
+    tensors, unknown, ignored = rename_published(state)
+    del state
+    report.unexpected.update(shapes_of(unknown))
+    report.ignored.update(shapes_of(ignored))
+    fill_sam(tensors, request.vision_pretrained, report)
+    name = request.vision_tower or published.get("vision_tower") or published.get("mm_vision_tower")
+    if not isinstance(name, (str, Path)):
+        raise CheckpointError(f"{folder}/config.json: names no vision_tower; give a CLIP folder (--vision-tower)")
+    tower = resolve_folder(name, beside=folder)
+    vision_config = clip_config(tower)
+    fill_tower(tensors, tower, report)
+    sam = sam_config_of({name.removeprefix("sam."): t for name, t in tensors.items() if name.startswith("sam.")})
+    fields: dict[str, Any] = {
+        "text_config": text_config,
+        "vision_config": vision_config,
+        "sam_config": sam,
+        "vision_select_layer": published.get("mm_vision_select_layer", -2),
+        "projector": projector,
+        "out_dim": sam.prompt_encoder_config.hidden_size,
+        "seg_token_id": _token_id(folder, request.overrides.get("seg_token", "[SEG]"), text_config.vocab_size),
+        "loc_token_id": _token_id(folder, request.overrides.get("loc_token", "[LOC]"), text_config.vocab_size),
+    }
     try:
-        config = read_json(path)
-    except DataError as error:
-        raise CheckpointError(str(error)) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; download it again")
-    return config
+        build_config(fields, {})
+    except ConfigError as error:
+        raise ConfigError(f"{folder}/config.json: {error}") from None
+    config = build_config(fields, request.overrides)
+    require_sizes(config, tensors, {"text_config": folder / "config.json", "vision_config": tower / "config.json"})
+    fresh = [] if any(name.startswith("loc_head.") for name in tensors) else ["loc_head.*"]
+    if not published.get("train_mask_decoder") and not any(name.startswith("text_hidden_fcs.") for name in tensors):
+        fresh.append("text_hidden_fcs.*")  # a LLaVA base never had a read-out; a LISA checkpoint must have one
+    return Reading(config, tensors, fresh + new_parts(MoraConfig(), config))
 
 
 def llama_config(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> LlamaConfig:
@@ -106,7 +105,8 @@ def llama_config(config: Mapping[str, Any], state: Mapping[str, Tensor], path: P
     feature = config.get("mm_vision_select_feature", "patch")
     if feature != "patch":
         raise CheckpointError(f"{path}: mm_vision_select_feature is {shown(feature)}; only 'patch' features are known")
-    absent = [name for name in LLAMA_FIELDS[1:5] if name not in config]
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    absent = [name for name in needed if name not in config]
     if absent:
         raise CheckpointError(f"{path}: lacks {', '.join(absent)}; use the config.json saved with these weights")
     problems = Problems()
@@ -119,41 +119,20 @@ def llama_config(config: Mapping[str, Any], state: Mapping[str, Tensor], path: P
         return LlamaConfig(**copy.deepcopy(fields))  # the library changes nested objects that it is given
 
 
-def clip_config(folder: Path) -> CLIPVisionConfig:
-    """The vision tower's configuration from a ``CLIPModel`` or ``CLIPVisionModel`` folder.
-
-    Raises:
-        CheckpointError: no ``config.json``, or of another kind of model.
-        ConfigError: with every field whose value cannot be used.
-    """
-    config, path = read_config(folder), folder / "config.json"
-    kind = config.get("model_type")
-    if kind == "clip":
-        config = {} if config.get("vision_config") is None else config["vision_config"]
-    elif kind != "clip_vision_model":
-        raise CheckpointError(f"{path}: model_type is {shown(kind)}, expected a CLIP vision tower")
-    problems = Problems()
-    note_problems(config, CLIP, problems, "vision_config" if kind == "clip" else "")
-    problems.raise_if_any(ConfigError, f"{path}: use the config.json saved with this vision tower")
-    known = CLIPVisionConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version", "dtype"}
-    with building(str(path)):
-        return CLIPVisionConfig(**{name: value for name, value in config.items() if name in known})
-
-
 def projector_kind(state: Mapping[str, Tensor]) -> str:
     """ "linear" (LLaVA v1) or "mlp" (two layers, LLaVA 1.5), from the names.
 
     Raises:
         CheckpointError: no projector, or one of another form.
     """
-    names = set(strip_prefix(state, PROJECTOR_PREFIX))
+    names = {name.removeprefix(_PROJECTOR) for name in state if name.startswith(_PROJECTOR)}
     if names == {"weight", "bias"}:
         return "linear"
     if names == {"0.weight", "0.bias", "2.weight", "2.bias"}:
         return "mlp"
     if not names:
-        raise CheckpointError(f"{PROJECTOR_PREFIX}*: missing; this checkpoint cannot see (a plain language model?)")
-    raise CheckpointError(f"{PROJECTOR_PREFIX}*: has {sorted(names)}; known are one linear layer, or two with GELU")
+        raise CheckpointError(f"{_PROJECTOR}*: missing; this checkpoint cannot see (a plain language model?)")
+    raise CheckpointError(f"{_PROJECTOR}*: has {sorted(names)}; known are one linear layer, or two with GELU")
 
 
 def rename_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -171,26 +150,37 @@ def rename_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     for name, tensor in state.items():
         if _CONSTANT.match(name):
             ignored[name] = tensor
-        elif name.startswith(SAM_PREFIX):
-            sam[name.removeprefix(SAM_PREFIX)] = tensor
+        elif name.startswith(_SAM):
+            sam[name.removeprefix(_SAM)] = tensor
         elif _DECODER.match(name):
             renamed[f"language_model.{name}"] = tensor
-        elif name.startswith(PROJECTOR_PREFIX):
-            bare = name.removeprefix(PROJECTOR_PREFIX)
+        elif name.startswith(_PROJECTOR):
+            bare = name.removeprefix(_PROJECTOR)
             renamed[f"projector.layers.{bare if bare[0].isdigit() else '0.' + bare}"] = tensor
-        elif name.startswith(HEAD_PREFIX):
+        elif name.startswith(_READ_OUT):
             renamed[name.removeprefix("model.")] = tensor
-        elif name.startswith(TOWER_PREFIX):
-            tower[name.removeprefix(TOWER_PREFIX)] = tensor
+        elif name.startswith(_TOWER):
+            tower[name.removeprefix(_TOWER)] = tensor
         else:
             unknown[name] = tensor
     fitting, strange = rename_sam(sam)
     renamed.update({f"sam.{name}": tensor for name, tensor in fitting.items()})
-    unknown.update({SAM_PREFIX + name: tensor for name, tensor in strange.items()})
+    unknown.update({_SAM + name: tensor for name, tensor in strange.items()})
     clip, extras = rename_clip(tower)
     renamed.update({f"vision_tower.{name}": tensor for name, tensor in clip.items()})
-    ignored.update({TOWER_PREFIX + name: tensor for name, tensor in extras.items()})
+    ignored.update({_TOWER + name: tensor for name, tensor in extras.items()})
     return renamed, unknown, ignored
+
+
+def _token_id(folder: Path, token: str, vocabulary: int) -> int | None:
+    """Id of a token by the folder's tokenizer files, or None; it must have a row in the embeddings."""
+    found = find_token_id(folder, token)
+    if found is not None and found >= vocabulary:
+        raise CheckpointError(
+            f"{folder}: the tokenizer gives {token} the id {found}, but the embeddings have {vocabulary} rows; the "
+            "tokenizer and the weights are not of the same checkpoint"
+        )
+    return found
 
 
 def find_token_id(folder: Path, token: str) -> int | None:
@@ -209,10 +199,7 @@ def find_token_id(folder: Path, token: str) -> int | None:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            content = read_json(path)
-        except DataError as error:
-            raise CheckpointError(str(error)) from None
+        content = checkpoint_json(path)
         # Only added_tokens.json is a plain table of tokens; elsewhere a word at the top is the name of a part.
         table = {"model": {"vocab": content}} if name == "added_tokens.json" else content
         found = _id_in(table, token)

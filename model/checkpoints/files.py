@@ -1,4 +1,4 @@
-"""Read the tensors of a weight file or folder, without running any code that a file may carry.
+"""Read the tensors and the configuration of a folder, without running any code that a file may carry.
 
 Formats: safetensors; PyTorch archives opened with ``weights_only=True``; either of them in shards listed by an
 ``*.index.json`` (the layout of ``transformers.save_pretrained`` and of current ``zero_to_fp32.py``).
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,8 @@ from model.fields import shown
 from utils.errors import CheckpointError, DataError, Problems
 from utils.files import read_json
 from utils.lfs import POINTER, is_pointer
+
+Value = TypeVar("Value")
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 """Names looked for in a folder, in this order, each with its sharded form ``NAME.index.json`` first."""
@@ -103,12 +105,53 @@ def refuse_deepspeed(folder: Path) -> None:
     )
 
 
-def _read_shards(index_path: Path) -> dict[str, Tensor]:
-    """Read every shard an index names and check that each holds just what the index says."""
+def checkpoint_json(path: Path) -> Any:
+    """Content of a JSON file that belongs to a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
-        index = read_json(index_path)
+        return read_json(path)
     except DataError as error:
         raise CheckpointError(str(error)) from None
+
+
+def strip_wrappers(state: Mapping[str, Value]) -> dict[str, Value]:
+    """Undo the names that peft and data-parallel wrappers add: ``module.``, ``base_model.model.``, ``.base_layer``.
+
+    LoRA matrices keep their ``lora_A`` / ``lora_B`` names; the export tool merges them.
+    """
+    plain: dict[str, Value] = {}
+    wrapped = all(name.startswith("module.") for name in state)
+    for name, value in state.items():
+        if wrapped:
+            name = name.removeprefix("module.")
+        plain[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = value
+    return plain
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``.
+
+    Raises:
+        CheckpointError: missing or not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: missing; a checkpoint folder has config.json beside its weights. For a training checkpoint, "
+            "convert and merge it first (merge_lora_weights_and_save_hf_model.py)"
+        )
+    config = checkpoint_json(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds no JSON object; download it again")
+    return config
+
+
+def _read_shards(index_path: Path) -> dict[str, Tensor]:
+    """Read every shard an index names and check that each holds just what the index says."""
+    index = checkpoint_json(index_path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: no `weight_map`; download the index again")
