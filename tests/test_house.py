@@ -71,13 +71,18 @@ def test_linter_has_no_complaint(project_root):
     assert done.returncode == 0, done.stdout
 
 
+READS_PICKLES = "utils/pickles.py"
+"""The one module that unpickles: it refuses every class and function a file names."""
+
+
 def test_weights_are_never_unpickled_blindly(project_root):
     blind = []
     for path in product_files(project_root):
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        if str(path.relative_to(project_root)) != READS_PICKLES:
+            blind += [f"{path}: {name}" for name in imported_modules(tree) if name.split(".")[0] == "pickle"]
+        for node in ast.walk(tree):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if called in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
-                blind.append(f"{path}:{node.lineno}")
             if called == "torch.load":
                 if not any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords):
                     blind.append(f"{path}:{node.lineno}")
