@@ -21,13 +21,11 @@ import cv2
 import numpy as np
 
 from datasets.corpora.base import Reader, files_by_stem, get_field, read_annotation
+from datasets.corpora.images.polygons import read_polygon
 from datasets.corpora.names import folder_fault, shown, text_fault
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.video import frame_size
-
-_MOST = 1 << 15
-"""Coordinates from here on are damaged; OpenCV counts them in 16 bits."""
 
 
 class ReasonSeg(Reader):
@@ -85,19 +83,19 @@ class PolygonMask:
 def _read_picture(stem: str, path: Path, picture: Path | None, problems: Problems) -> VideoRecord | None:
     """One picture's record, or None; every mistake is noted."""
     where, before = f"picture {shown(stem)}", len(problems)
+    if picture is None:
+        problems.add(where, f"has no {stem}.jpg in {path.parent}")
+        return None
     try:
-        entry = read_annotation(path, problems, fallback="cp1252")
-        size = frame_size(picture) if picture is not None else None
+        entry, size = read_annotation(path, problems, fallback="cp1252"), frame_size(picture)
     except DataError as error:
         problems.add(where, str(error))
         return None
-    if folder_fault(stem) is not None:
-        problems.add(where, f"its name {folder_fault(stem)}; rename it")
-    if size is None:
-        problems.add(where, f"has no {stem}.jpg in {path.parent}")
     if not isinstance(entry, dict):
         problems.add(where, f"{path.name} must be an object with 'text' and 'shapes', not {type(entry).__name__}")
         return None
+    if folder_fault(stem) is not None:
+        problems.add(where, f"its name {folder_fault(stem)}; rename it")
     texts = get_field(entry, "text", list, where, problems) or []
     for text in texts:
         if not isinstance(text, str) or not text.strip() or text_fault(text):
@@ -115,7 +113,7 @@ def _read_picture(stem: str, path: Path, picture: Path | None, problems: Problem
 
 
 def _read_shapes(
-    shapes: Any, size: tuple[int, int] | None, where: str, problems: Problems
+    shapes: Any, size: tuple[int, int], where: str, problems: Problems
 ) -> tuple[tuple[np.ndarray, bool], ...]:
     """Polygons and whether each is target; those that cannot be used are noted."""
     if not isinstance(shapes, list):
@@ -123,30 +121,11 @@ def _read_shapes(
         return ()
     regions = []
     for number, shape in enumerate(shapes):
-        label, points = (shape.get("label"), shape.get("points")) if isinstance(shape, dict) else (None, None)
-        place = f"{where}, shape {number}"
+        label = shape.get("label") if isinstance(shape, dict) else None
         if not isinstance(label, str):
-            problems.add(place, "needs a 'label' and its 'points'")
+            problems.add(f"{where}, shape {number}", "needs a 'label' and its 'points'")
         elif label.lower() != "flag":
-            polygon = _polygon(points)
-            if polygon is None:
-                problems.add(place, f"'points' must be numbers [[x, y], …], not {shown(str(points), 40)}")
-            elif size is not None and not _meets(polygon, size):
-                problems.add(place, f"lies outside its picture of {size[0]} x {size[1]} (height x width)")
-            regions.append((polygon, "ignore" not in label.lower()))
+            polygon = read_polygon(shape.get("points"), size, f"{where}, shape {number}", problems)
+            if polygon is not None:
+                regions.append((polygon.astype(np.int32), "ignore" not in label.lower()))
     return tuple(regions)
-
-
-def _polygon(points: Any) -> np.ndarray | None:
-    """int32 [n, 2], cut down as the benchmark does; None if the points are none."""
-    try:
-        polygon = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    fits = polygon.ndim == 2 and polygon.shape[1] == 2 and len(polygon) and bool((np.abs(polygon) < _MOST).all())
-    return polygon.astype(np.int32) if fits else None
-
-
-def _meets(polygon: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether a polygon's box and a picture share a pixel."""
-    return bool((polygon.max(axis=0) >= 0).all() and (polygon.min(axis=0) < (size[1], size[0])).all())
