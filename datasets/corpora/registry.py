@@ -101,6 +101,27 @@ CORPORA = {
             splits=("train", "val", "test"),
             kind="image",
         ),
+        Corpus(
+            "refcoco",
+            folders=("refer_seg/refcoco",),
+            reader="datasets.corpora.images.refer_seg:RefCOCO",
+            splits=("train", "val", "testA", "testB"),
+            kind="image",
+        ),
+        Corpus(
+            "refcoco+",
+            folders=("refer_seg/refcoco+",),
+            reader="datasets.corpora.images.refer_seg:RefCOCOPlus",
+            splits=("train", "val", "testA", "testB"),
+            kind="image",
+        ),
+        Corpus(
+            "refcocog",
+            folders=("refer_seg/refcocog",),
+            reader="datasets.corpora.images.refer_seg:RefCOCOg",
+            splits=("train", "val", "test"),
+            kind="image",
+        ),
     )
 }
 """By name."""

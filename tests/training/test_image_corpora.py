@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -31,11 +32,26 @@ def write_reason_seg(root):
         (folder / f"{number}.json").write_text(json.dumps(entry))
 
 
+def write_refcoco(root):
+    folder, pictures = root / "refer_seg" / "refcoco", root / "refer_seg/images/mscoco/images/train2014"
+    folder.mkdir(parents=True)
+    pictures.mkdir(parents=True)
+    Image.fromarray(np.full((*SIZE, 3), 70, np.uint8)).save(pictures / "COCO_train2014_000000000005.jpg")
+    sentences = [{"sent_id": 1, "sent": "the square", "raw": "The square", "tokens": ["the", "square"]}]
+    refs = [{"ref_id": 1, "ann_id": 7, "image_id": 5, "split": "train", "sentences": sentences}]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
+    image = {"id": 5, "file_name": "COCO_train2014_000000000005.jpg", "height": SIZE[0], "width": SIZE[1]}
+    square = {"id": 7, "image_id": 5, "category_id": 1, "segmentation": [[3, 3, 20, 3, 20, 20, 3, 20]]}
+    instances = {"images": [image], "annotations": [square], "categories": [{"id": 1, "name": "square"}]}
+    (folder / "instances.json").write_text(json.dumps(instances))
+
+
 @pytest.fixture
 def data(tmp_path, tiny_corpus):
     root = tmp_path / "data"
     shutil.copytree(tiny_corpus, root)
     write_reason_seg(root)
+    write_refcoco(root)
     return root
 
 
@@ -46,7 +62,7 @@ def test_a_batch_mixes_videos_and_pictures(data, tiny_base, tmp_path, world, mon
     train(
         parse_arguments(
             ["--grad_accumulation_steps", "1", "--version", str(tiny_base),
-             "--dataset_dir", str(data), "--dataset", "groundmore||reason_seg",
+             "--dataset_dir", str(data), "--dataset", "groundmore||reason_seg||refcoco",
              "--precision", "fp32", "--epochs", "1", "--steps_per_epoch", "3", "--warmup_steps", "1",
              "--batch_size", "4", "--num_frames", "3", "--workers", "0", "--picture_freq", "0",
              "--log_base_dir", str(tmp_path), "--exp_name", "run"]
@@ -60,6 +76,7 @@ def test_a_batch_mixes_videos_and_pictures(data, tiny_base, tmp_path, world, mon
             assert all(question.masks.shape[1] == video.num_frames for question in video.questions)
             assert all((question.in_window is None) == still for question in video.questions)
             assert not still or all(question.masks.any() for question in video.questions)
+    assert {video.video_id[:4] for batch in seen for video in batch} >= {"clip", "COCO"}
     before, after = load_any(tiny_base)[0].state_dict(), read_weights(tmp_path / "run" / "ckpt_model")
     learned = [name for name, value in after.items() if name in before and not torch.equal(value, before[name])]
     assert any("mask_decoder" in name for name in learned)
