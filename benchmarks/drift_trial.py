@@ -15,11 +15,18 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.doctor.annotations import Options
-from datasets.doctor.clip import ClipTask, mask_source
-from datasets.doctor.drift import Drift, DriftProbe
-from datasets.doctor.files import look_at_frame, look_at_png, look_at_rles
-from datasets.doctor.findings import Findings
+from datasets.doctor import (
+    NAMES,
+    ClipTask,
+    Drift,
+    DriftProbe,
+    Findings,
+    Options,
+    look_at_frame,
+    look_at_mask,
+    mask_source,
+    open_examination,
+)
 from utils.errors import MoraError
 from utils.paths import user_path
 
@@ -80,7 +87,7 @@ def try_clip(task: ClipTask, pixels: Sequence[int]) -> Counter[tuple[int, str, s
     numbers = sorted(task.tubes) if task.tubes is not None else []
     frames = [look_at_frame(path, decode=True).pixels for path in task.frames]
     sources = [mask_source(task, numbers, index) for index in range(len(frames))]
-    masks = [None if s is None else (look_at_png if isinstance(s, Path) else look_at_rles)(s, True) for s in sources]
+    masks = [None if source is None else look_at_mask(source, True) for source in sources]
     plain = [None if look is None or look.mistakes else look.pixels for look in masks]
     outcomes: Counter[tuple[int, str, str]] = Counter()
     for amount in pixels:
@@ -110,14 +117,12 @@ def table(outcomes: Counter[tuple[int, str, str]], pixels: Sequence[int]) -> str
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    from datasets.doctor.__main__ import ALIASES, EXAMINATIONS  # the doctor's command line, which knows the corpora
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.drift_trial",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("corpus", choices=(*EXAMINATIONS, *ALIASES), metavar="CORPUS", help="which corpus")
+    parser.add_argument("corpus", choices=NAMES, metavar="CORPUS", help="which corpus")
     parser.add_argument("folder", type=user_path, metavar="DIR", help="the corpus's folder, or the one that holds it")
     parser.add_argument("--limit", type=int, metavar="N", help="clips of each split (default: all)")
     parser.add_argument("--wobble", type=int, nargs="+", default=[0, 1, 2], metavar="PX", help="pixels by which each "
@@ -125,8 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     outcomes: Counter[tuple[int, str, str]] = Counter()
     try:
-        kind = EXAMINATIONS[ALIASES.get(arguments.corpus, arguments.corpus)]
-        examination = kind(Path(arguments.folder), Options(limit=arguments.limit), Findings())
+        options = Options(limit=arguments.limit)
+        examination = open_examination(arguments.corpus, Path(arguments.folder), options, Findings())
         tasks = (task for split in examination.splits for task in examination.clips(split))
         for task in tqdm(tasks, unit="clip"):
             outcomes += try_clip(task, arguments.wobble)

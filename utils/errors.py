@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MoraError(Exception):
     """Base of every error this project raises on purpose."""
@@ -38,8 +40,11 @@ class Problems:
         self.limit = limit
         self.messages: list[str] = []
 
-    def add(self, where: str, message: str) -> None:
-        """Note one mistake: ``where`` is a path or id, ``message`` says what is wrong and what to do."""
+    def add(self, where: str, message: str, **details: Any) -> None:
+        """Note one mistake: ``where`` is a path or id, ``message`` says what is wrong and what to do.
+
+        ``details`` (of a corpus: ``kind``, ``files``, ``count``) are for subclasses that keep more than messages.
+        """
         self.messages.append(f"{where}: {message}")
 
     def __bool__(self) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import DataError
-from utils.files import not_a_file
 from utils.pictures import MisfitError, open_picture
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -32,46 +31,9 @@ def frame_order(path: str | Path) -> tuple[bool, int, str]:
     return number is None, number or 0, Path(path).name
 
 
-def list_frames(folder: str | Path) -> tuple[Path, ...]:
-    """Every frame of a clip in time order, whatever its naming convention. Hidden and other files are passed over.
-
-    Args:
-        folder: holds .jpg, .jpeg or .png files.
-
-    Returns:
-        Paths sorted by :func:`frame_order`; at least one.
-
-    Raises:
-        DataError: the folder is missing or has no frame, or two files claim the same frame number.
-    """
-    folder = Path(folder)
-    frames = sorted(image_files(folder), key=frame_order)
-    if not frames:
-        raise DataError(f"{folder}: no frame (.jpg, .jpeg, .png) in this folder; extract the video's frames there")
-    for first, second in zip(frames, frames[1:]):
-        if frame_number(first) is not None and frame_number(first) == frame_number(second):
-            raise DataError(
-                f"{folder}: {first.name} and {second.name} are both frame {frame_number(first)}; keep one of them"
-            )
-    return tuple(frames)
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """Image files of a folder in no particular order; hidden ones ("._x.png" of archives made on a Mac) left out.
-
-    Raises:
-        DataError: there is no such folder, it cannot be listed, or something that is no file has an image's name.
-    """
-    files, others = scan_images(folder)
-    if others:
-        shown = "; ".join(f"{path.name} {not_a_file(path) or 'cannot be opened'}" for path in others[:5])
-        more = f" (and {len(others) - 5} more)" if len(others) > 5 else ""
-        raise DataError(f"{folder}: {shown}{more}; put image files there, or remove what has their names")
-    return files
-
-
 def scan_images(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """As :func:`image_files`, with what has an image's name and is no file apart: pipes, folders, links to nothing.
+    """Image files of a folder in no particular order; and what has an image's name and is no file: pipes, folders,
+    links to nothing. Hidden ones ("._x.png" of archives made on a Mac) are left out.
 
     Raises:
         DataError: there is no such folder, or it cannot be listed.

@@ -16,11 +16,11 @@ import numpy as np
 from datasets.corpora.names import folder_fault, shown, text_fault, without_bad_ids
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
-from utils.files import read_json
+from utils.files import not_a_file, read_json
 from utils.masks import IdMaskCache, check_mask_header
 from utils.pictures import MisfitError
 from utils.terminal import one_line
-from utils.video import frame_order, frame_size, image_files
+from utils.video import frame_order, frame_size, scan_images
 
 logger = logging.getLogger(__name__)
 
@@ -204,16 +204,20 @@ def read_annotation(path: Path, problems: Problems, fallback: str | None = None)
             path.name,
             f"{len(repeated)} keys are given twice in one object, so all but the last of their values are lost: "
             f"{names}; rename or remove one of each",
+            kind="duplicate-key",
+            files=[path],
+            count=len(repeated),
         )
     return annotation
 
 
-def videos_of(annotation: Any, path: Path, problems: Problems) -> dict[str, Any]:
+def read_videos(path: Path, problems: Problems) -> dict[str, Any]:
     """The ``videos`` object of an annotation file, without those whose ids can be no folder's name (noted).
 
     Raises:
-        DataError: it is missing, or not an object with at least one video.
+        DataError: as :func:`read_annotation`; or it is missing, or not an object with at least one video.
     """
+    annotation = read_annotation(path, problems)
     videos = annotation.get("videos") if isinstance(annotation, dict) else None
     if not isinstance(videos, dict) or not videos:
         raise DataError(
@@ -222,7 +226,9 @@ def videos_of(annotation: Any, path: Path, problems: Problems) -> dict[str, Any]
     return without_bad_ids(videos, "video", problems, are_folders=True)
 
 
-def get_field(entry: dict[str, Any], key: str, kind: type, where: str, problems: Problems) -> Any:
+def get_field(
+    entry: dict[str, Any], key: str, kind: type, where: str, problems: Problems, fault: str = "entry-malformed"
+) -> Any:
     """``entry[key]`` if it is there, of the right kind and not empty; else None, and the mistake is noted.
 
     Args:
@@ -231,21 +237,23 @@ def get_field(entry: dict[str, Any], key: str, kind: type, where: str, problems:
         kind: str (which UTF-8 must be able to hold), list, or dict (by id; those with bad ids are noted and left out).
         where: names the entry in messages.
         problems: where mistakes go.
+        fault: what kind of mistake it is (see datasets/doctor/findings.py).
     """
     names = {str: "a string", list: "a list", dict: "an object"}
     if key not in entry:
-        problems.add(where, f"has no '{key}'")
+        problems.add(where, f"has no '{key}'", kind=fault)
         return None
     value = entry[key]
     if not isinstance(value, kind):
-        problems.add(where, f"'{key}' must be {names[kind]}, not {type(value).__name__} ({one_line(str(value)[:40])})")
+        told = f"{type(value).__name__} ({one_line(str(value)[:40])})"
+        problems.add(where, f"'{key}' must be {names[kind]}, not {told}", kind=fault)
         return None
     if not (value.strip() if kind is str else value):
-        problems.add(where, f"'{key}' is empty")
+        problems.add(where, f"'{key}' is empty", kind=fault)
         return None
-    fault = text_fault(value) if kind is str else None
-    if fault:
-        problems.add(where, f"'{key}' {fault}; write it again")
+    reason = text_fault(value) if kind is str else None
+    if reason:
+        problems.add(where, f"'{key}' {reason}; write it again", kind=fault)
         return None
     return without_bad_ids(value, key.removesuffix("s"), problems, where) if kind is dict else value
 
@@ -256,18 +264,16 @@ def object_number(text: str) -> int | None:
     return number if 1 <= number <= 255 else None
 
 
-def headers_fit(frames: Sequence[Path], masks: Sequence[Path | None], where: str, problems: Problems) -> bool:
-    """Whether the frames and masks of a clip are what they should be, by the headers of the first and last of each.
+def check_headers(frames: Sequence[Path], masks: Sequence[Path | None], where: str, problems: Problems) -> None:
+    """See that frames and masks of a clip are what they should be, by the headers of the first and last of each.
 
     Modes and depths that do not fit, and Git LFS pointers, are noted if both have them. A single such file, or one that
     is damaged, is not: it is found by ``check()``, and costs the questions that read it.
     """
-    before = len(problems)
     for look, paths in ((frame_size, frames), (check_mask_header, [path for path in masks if path is not None])):
         reason = _misfit(look, paths[0]) if paths else None
         if reason and _misfit(look, paths[-1]):
             problems.add(where, reason)
-    return len(problems) == before
 
 
 def _misfit(look: Callable[[Path], Any], path: Path) -> str | None:
@@ -280,67 +286,94 @@ def _misfit(look: Callable[[Path], Any], path: Path) -> str | None:
     return None
 
 
-def ordered_frame_names(video: dict[str, Any], where: str, problems: Problems) -> list[str] | None:
-    """The ``frames`` of a video entry (names without suffix), in time order; None if unusable, mistakes noted."""
-    names = get_field(video, "frames", list, where, problems)
-    if names is None:
-        return None
+def read_listed_video(video: Any, where: str, problems: Problems) -> tuple[list[str], dict[str, Any]]:
+    """A video's entry: the names of its frames, without suffix, in time order; and its expressions by id, as they are.
+
+    What cannot be used is noted, and empty.
+    """
+    fault = "video-malformed"
+    if not isinstance(video, dict):
+        message = f"must be an object with 'frames' and 'expressions', not {type(video).__name__}"
+        problems.add(where, message, kind=fault)
+        return [], {}
+    names = get_field(video, "frames", list, where, problems, fault)
+    reason = None if names is None else _unusable_names(names)
+    if reason:
+        problems.add(where, f"'frames' {reason}", kind=fault)
+    expressions = get_field(video, "expressions", dict, where, problems, fault) or {}
+    return ([] if names is None or reason else sorted(names)), expressions
+
+
+def _unusable_names(names: list[Any]) -> str | None:
     if not all(isinstance(name, str) and name for name in names):
-        problems.add(where, "'frames' must be a list of file names without suffix")
-        return None
+        return "must be a list of file names without suffix"
     faults = [(name, fault) for name in names if (fault := folder_fault(name))]
     if faults:
-        problems.add(where, f"'frames' holds names that cannot be used: {shown(faults[0][0])} {faults[0][1]}")
-        return None
+        return f"holds names that cannot be used: {shown(faults[0][0])} {faults[0][1]}"
     if len(set(names)) != len(names):
-        problems.add(where, "'frames' names a frame twice")
-        return None
-    ordered = sorted(names, key=frame_order)
-    if ordered != sorted(names):
-        problems.add(where, "'frames' sort differently as text and as numbers; pad the numbers with zeros")
-        return None
-    return ordered
+        return "names a frame twice"
+    if sorted(names, key=frame_order) != sorted(names):
+        return "sort differently as text and as numbers; pad the numbers with zeros"
+    return None
 
 
-def files_by_stem(folder: Path, suffix: str, where: str, problems: Problems) -> dict[str, Path]:
-    """A folder's image files with that suffix, by stem; empty if there is no such folder.
+def images_in(folder: Path, where: str, problems: Problems, missing: str) -> list[Path]:
+    """The image files of a folder, sorted by name.
 
-    Noted: a folder that cannot be listed, or that holds pipes or folders with images' names; two files of one stem.
+    Noted: a folder that cannot be listed (a mistake of the kind ``missing``); pipes, folders and links to nothing that
+    have images' names.
     """
-    if not os.path.isdir(folder):
-        return {}
     try:
-        paths = sorted(path for path in image_files(folder) if path.suffix.lower() == suffix)
+        files, others = scan_images(folder)
     except DataError as error:
-        problems.add(where, str(error))
-        return {}
-    files = {path.stem: path for path in paths}
-    for path in paths:
-        if files[path.stem] is not path:
-            problems.add(where, f"{path} and {files[path.stem].name} have one name; keep one of them")
+        problems.add(where, str(error), kind=missing, files=[folder])
+        return []
+    if others:
+        told = "; ".join(f"{path.name} {not_a_file(path) or 'cannot be opened'}" for path in others[:5])
+        more = f" (and {len(others) - 5} more)" if len(others) > 5 else ""
+        message = f"{folder}: {told}{more}; put image files there, or remove what has their names"
+        problems.add(where, message, kind="not-a-file", files=others, count=len(others))
+    return sorted(files)
+
+
+def files_by_stem(
+    folder: Path, suffix: str, where: str, problems: Problems, missing: str = "layout-missing"
+) -> dict[str, Path]:
+    """A folder's image files with that suffix, by stem; mistakes are noted as by :func:`images_in`, and two files of
+    one stem."""
+    files: dict[str, Path] = {}
+    for path in images_in(folder, where, problems, missing):
+        if path.suffix.lower() == suffix and files.setdefault(path.stem, path) is not path:
+            message = f"{path} and {files[path.stem].name} have one name; keep one of them"
+            problems.add(where, message, kind="frame-number-repeated", files=[path])
     return files
 
 
-def find_named(
-    names: list[str], files: dict[str, Path], folder: Path, what: str, where: str, problems: Problems
-) -> tuple[Path, ...] | None:
-    """One file per frame name, or None with the mistake noted.
+def listed_files(
+    names: Sequence[str], folder: Path, suffix: str, where: str, problems: Problems
+) -> tuple[Path | None, ...]:
+    """The file of each name; None, with the mistake noted, where it is missing.
 
     Args:
-        names: frame names without suffix.
-        files: as from :func:`files_by_stem`.
+        names: of frames, without suffix.
         folder: where they should be.
-        what: "frame" or "mask".
+        suffix: ".jpg": they are frames; ".png": masks.
         where: names the video in messages.
         problems: where mistakes go.
     """
+    what, some, none_at_all = "mask", "mask-missing", "mask-missing"
+    if suffix == ".jpg":
+        what, some, none_at_all = "frame", "frame-missing", "video-without-folder"
+    files = files_by_stem(folder, suffix, where, problems, none_at_all) if os.path.isdir(folder) else {}
     missing = [name for name in names if name not in files]
+    lost = dict(files=[folder / f"{name}{suffix}" for name in missing], count=len(missing))
     if missing and not files:
-        problems.add(where, f"has no {what} file; expected them in {folder}")
+        problems.add(where, f"has no {what} file; expected them in {folder}", kind=none_at_all, **lost)
     elif missing:
         told = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        problems.add(where, f"{len(missing)} of {len(names)} {what} files are missing from {folder}: {told}")
-    return None if missing else tuple(files[name] for name in names)
+        message = f"{len(missing)} of {len(names)} {what} files are missing from {folder}: {told}"
+        problems.add(where, message, kind=some, **lost)
+    return tuple(files.get(name) for name in names)
 
 
 def caption(text: str) -> str:

@@ -17,17 +17,26 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.corpora.base import IdMasks, Reader, get_field, headers_fit, object_number, read_annotation, videos_of
+from datasets.corpora.base import (
+    IdMasks,
+    Reader,
+    check_headers,
+    get_field,
+    images_in,
+    object_number,
+    read_videos,
+)
 from datasets.corpora.mask_files import match_masks
 from datasets.corpora.names import shown
 from datasets.sample import QUESTION_TYPES, Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.masks import IdMaskCache
-from utils.video import frame_number, image_files, list_frames
+from utils.video import frame_number, frame_order
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +46,7 @@ FRAMES_PER_SECOND = 6
 _CLIP_SUFFIX = re.compile(r"(\d{2})(\d{2})_(\d{2})(\d{2})$")
 _LONG_CLIP_SUFFIX = re.compile(r"_(\d{2,3})(\d{2})_(\d{3})(\d{2})$")
 _TIME = re.compile(r"[0-9]{1,9}(:[0-9]{1,2}){0,2}")
-TYPES = {name.lower(): name for name in QUESTION_TYPES}
+_TYPES = {name.lower(): name for name in QUESTION_TYPES}
 """In lower case -> as published."""
 
 
@@ -121,19 +130,24 @@ class GroundMoRe(Reader):
             raise ValueError(f"empty_windows must be 'error' or 'keep', not {empty_windows!r}")
         meta_file, video_root = Path(meta_file), Path(video_root)
         problems, records, cache = Problems(), [], IdMaskCache()
-        videos = videos_of(read_annotation(meta_file, problems), meta_file, problems)
+        videos = read_videos(meta_file, problems)
         if not os.path.isdir(video_root):
             raise DataError(f"{video_root}: no such folder; it should hold a folder for each video of {meta_file}")
-        rules = _Rules(strict_missing, keep_empty_windows=empty_windows == "keep")
         self.missing_masks: dict[str, tuple[int, ...]] = {}
         for video_id, video in videos.items():
-            clip = _open_clip(video_root / video_id, video_id, problems)
-            questions = _read_questions(video_id, video, clip, rules, problems)
-            if not clip.usable or not questions:
+            where, before = f"video {video_id}", len(problems)
+            clip = open_clip(video_root / video_id, video_id, problems)
+            check_headers(clip.frame_paths, clip.mask_paths, where, problems)
+            if clip.beyond:
+                logger.warning("%s: %s: %s", where, video_root / video_id / "masks", clip.beyond)
+            sound = len(problems) == before
+            read = read_questions(video_id, video, clip, problems, strict_missing, empty_windows == "keep")
+            questions = tuple(q for q in read if None not in (q.answer, q.q_type, q.window))
+            if not sound or not questions:
                 continue
             self.missing_masks[video_id] = tuple(i for i, path in enumerate(clip.mask_paths) if path is None)
-            read = IdMasks(video_id, clip.frame_paths, clip.mask_paths, cache)
-            records.append(VideoRecord(self.name, video_id, clip.frame_paths, questions, read))
+            masks = IdMasks(video_id, clip.frame_paths, clip.mask_paths, cache)
+            records.append(VideoRecord(self.name, video_id, clip.frame_paths, questions, masks))
         super().__init__(meta_file, records, problems, on_problem)
 
     @classmethod
@@ -143,175 +157,173 @@ class GroundMoRe(Reader):
 
 
 @dataclass(frozen=True)
-class _Rules:
-    """What counts as a mistake; see :class:`GroundMoRe`."""
+class Clip:
+    """A clip's files, as far as they were found.
 
-    strict_missing: bool
-    keep_empty_windows: bool
+    Attributes:
+        times: (start, end) in the source video in seconds; None if the id does not tell.
+        frame_paths: in time order.
+        mask_paths: one or None per frame; empty if it cannot be told which mask belongs to which frame.
+        beyond: what to say of masks that go on behind the last frame, or None.
+    """
 
-
-@dataclass(frozen=True)
-class _Clip:
-    """A clip's files, as far as they were found: ``start`` in seconds or None, frames, and a mask or None for each."""
-
-    start: int | None
+    times: tuple[int, int] | None
     frame_paths: tuple[Path, ...]
     mask_paths: tuple[Path | None, ...]
+    beyond: str | None = None
 
-    @property
-    def usable(self) -> bool:
-        return self.start is not None and bool(self.frame_paths) and bool(self.mask_paths)
+    def frames_without_mask(self, window: tuple[int, int]) -> list[int]:
+        """The frames of a window that have no mask file."""
+        return [k for k in range(window[0], window[1] + 1) if self.mask_paths[k] is None]
 
 
-def _open_clip(folder: Path, video_id: str, problems: Problems) -> _Clip:
+def open_clip(folder: Path, video_id: str, problems: Problems) -> Clip:
     """Parse the id, list the frames and find their masks; mistakes are noted."""
-    where, start, frames = f"video {video_id}", None, ()
+    where, times = f"video {video_id}", None
     try:
-        start, _ = parse_clip_times(video_id)
+        times = parse_clip_times(video_id)
     except DataError as error:
-        problems.add(where, str(error))
-    try:
-        frames = list_frames(folder / "images")
-    except DataError as error:
-        problems.add(where, str(error))
-    for before, after in zip(frames, frames[1:]):
-        first, second = frame_number(before), frame_number(after)
-        if first is not None and second is not None and second > first + 1:
-            problems.add(
-                where,
-                f"{before.name} is followed by {after.name} in {before.parent}: frames are missing, and every later "
-                "action window would shift; extract the clip again",
-            )
-    return _Clip(start, frames, _find_masks(frames, folder / "masks", where, problems))
-
-
-def _find_masks(frames: tuple[Path, ...], folder: Path, where: str, problems: Problems) -> tuple[Path | None, ...]:
-    """A mask or None per frame; empty with the mistake noted."""
-    try:
-        files = image_files(folder)
-    except DataError as error:
-        problems.add(where, str(error))
-        return ()
+        problems.add(where, str(error), kind="bad-video-id")
+    frames, masks = _find_frames(folder / "images", where, problems), folder / "masks"
+    before = len(problems)
+    files = images_in(masks, where, problems, "mask-missing") if frames else []
+    if len(problems) > before and not files:
+        return Clip(times, frames, ())
     try:
         match = match_masks(frames, files)
     except DataError as error:
-        problems.add(where, f"{folder}: {error}")
-        return ()
+        problems.add(where, f"{masks}: {error}", kind="mask-missing", files=[masks])
+        return Clip(times, frames, ())
     if match.fault:
-        problems.add(where, f"{folder}: {match.fault}")
-    elif match.beyond:
-        logger.warning("%s: %s: %s", where, folder, match.beyond)
-    fits = headers_fit(frames, match.paths, where, problems)
-    return match.paths if fits and not match.fault else ()
+        orphans = dict(files=match.orphans, count=len(match.orphans))
+        problems.add(where, f"{masks}: {match.fault}", kind="mask-numbering", **orphans)
+    return Clip(times, frames, match.paths, match.beyond)
 
 
-def _read_questions(video_id: str, video: Any, clip: _Clip, rules: _Rules, problems: Problems) -> tuple[Question, ...]:
-    """The questions of one video that have no mistake."""
+def _find_frames(folder: Path, where: str, problems: Problems) -> tuple[Path, ...]:
+    """The frames of a clip by number; noted: that there are none, two of one number, and numbers left out."""
+    before = len(problems)
+    frames = tuple(sorted(images_in(folder, where, problems, "video-without-folder"), key=frame_order))
+    if not frames and len(problems) == before:
+        message = f"{folder}: no frame (.jpg, .jpeg, .png) in this folder; extract the video's frames there"
+        problems.add(where, message, kind="video-without-folder", files=[folder])
+    numbered = [path for path in frames if frame_number(path) is not None]
+    steps = [(a, b, frame_number(b) - frame_number(a)) for a, b in zip(numbered, numbered[1:])]
+    same = [(a, b) for a, b, step in steps if step == 0]
+    if same:
+        a, b = same[0]
+        message = f"{folder}: {a.name} and {b.name} are both frame {frame_number(a)}; keep one of them"
+        files = [b for _, b in same]
+        problems.add(where, message, kind="frame-number-repeated", files=files, count=len(files))
+    holes = [(a, b, step - 1) for a, b, step in steps if step > 1]
+    if holes:
+        gaps = [f"{a.name} is followed by {b.name}" for a, b, _ in holes]
+        message = (
+            f"{', '.join(gaps[:5])}{' …' if len(gaps) > 5 else ''} in {folder}: frames are missing, and every later "
+            "action window would shift; extract the clip again"
+        )
+        files = [b for _, b, _ in holes]
+        problems.add(where, message, kind="frame-number-hole", files=files, count=sum(lost for *_, lost in holes))
+    return frames
+
+
+def read_questions(
+    video_id: str,
+    video: Any,
+    clip: Clip,
+    problems: Problems,
+    strict_missing: bool = False,
+    keep_empty_windows: bool = False,
+) -> Iterator[Question]:
+    """The questions of one video that have a text and objects; mistakes are noted, and what they concern is None."""
     where = f"video {video_id}"
     if not isinstance(video, dict):
-        problems.add(where, f"must be an object with 'questions', not {type(video).__name__}")
-        return ()
-    questions = []
-    for query_id, entry in (get_field(video, "questions", dict, where, problems) or {}).items():
+        message = f"must be an object with 'questions', not {type(video).__name__}"
+        problems.add(where, message, kind="video-malformed")
+        return
+    entries = get_field(video, "questions", dict, where, problems, "video-malformed") or {}
+    for query_id, entry in entries.items():
         place = f"{where}, question {query_id}"
         if not isinstance(entry, dict):
-            problems.add(place, f"must be an object with 'question', 'answer', …, not {type(entry).__name__}")
+            message = f"must be an object with 'question', 'answer', …, not {type(entry).__name__}"
+            problems.add(place, message, kind="entry-malformed")
             continue
-        query = _read_question(query_id, entry, clip, rules, place, problems)
-        if query is not None:
-            questions.append(query)
-    return tuple(questions)
+        question = _read_question(query_id, entry, clip, keep_empty_windows, place, problems)
+        if strict_missing and question.window is not None and clip.mask_paths:
+            missing = clip.frames_without_mask(question.window)
+            if missing:
+                told = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
+                problems.add(place, f"no mask file for these frames of the action's window: {told}")
+                continue
+        if question.text is not None and question.object_ids:
+            yield question
 
 
 def _read_question(
-    query_id: str, entry: dict[str, Any], clip: _Clip, rules: _Rules, where: str, problems: Problems
-) -> Question | None:
-    """One question, or None; every mistake in it is noted."""
-    before = len(problems)
+    query_id: str, entry: dict[str, Any], clip: Clip, keep_empty_windows: bool, where: str, problems: Problems
+) -> Question:
+    """One question; every mistake in it is noted, and what it concerns is None or empty."""
     text = get_field(entry, "question", str, where, problems)
-    answer = get_field(entry, "answer", str, where, problems)
-    object_ids = read_object_ids(entry, where, problems)
-    q_type = get_field(entry, "q_type", str, where, problems)
-    if q_type is not None and q_type.strip().lower() not in TYPES:
-        problems.add(where, f"unknown q_type {shown(q_type, 40)}; it must be one of {', '.join(QUESTION_TYPES)}")
+    answer = get_field(entry, "answer", str, where, problems, "answer-missing")
+    object_ids = _read_object_ids(entry, where, problems)
+    fault = "unknown-type" if "q_type" in entry else "entry-malformed"
+    q_type = get_field(entry, "q_type", str, where, problems, fault)
+    known = None if q_type is None else _TYPES.get(q_type.strip().lower())
+    if q_type is not None and known is None:
+        message = f"unknown q_type {shown(q_type, 40)}; it must be one of {', '.join(QUESTION_TYPES)}"
+        problems.add(where, message, kind="unknown-type")
     raw_window = _read_window(entry, clip, where, problems)
     window = None
     if raw_window is not None and clip.frame_paths:
-        window = clip_window(raw_window, len(clip.frame_paths))
-        if window is None and rules.keep_empty_windows:
-            window = (0, -1)
-        elif window is None:
-            note_window(raw_window, len(clip.frame_paths), where, problems)
-        elif rules.strict_missing and clip.mask_paths:
-            _note_missing(window, clip, where, problems)
-    if len(problems) > before or window is None:
-        return None
-    return Question(
-        query_id=query_id,
-        text=text,
-        is_question=True,
-        answer=answer,
-        object_ids=object_ids,
-        q_type=TYPES[q_type.strip().lower()],
-        window=window,
-        raw_window=raw_window,
-    )
+        first, last = max(0, raw_window[0]), min(len(clip.frame_paths) - 1, raw_window[1])
+        window = (first, last) if first <= last else (0, -1) if keep_empty_windows else None
+        if window is None:
+            _note_window(raw_window, len(clip.frame_paths), where, problems)
+    return Question(query_id, text, True, answer, object_ids, known, window, raw_window)
 
 
-def read_object_ids(entry: dict[str, Any], where: str, problems: Problems) -> tuple[int, ...]:
+def _read_object_ids(entry: dict[str, Any], where: str, problems: Problems) -> tuple[int, ...]:
     """The ids in "1" or "1, 2" (or a bare number); empty with the mistake noted."""
     value = entry.get("obj_id")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     elif "obj_id" not in entry or not isinstance(value, str):
-        get_field(entry, "obj_id", str, where, problems)
+        get_field(entry, "obj_id", str, where, problems, "bad-object-id")
         return ()
     numbers = [object_number(part) for part in value.split(",")]
     if None in numbers:
-        problems.add(where, f'\'obj_id\' must be numbers from 1 to 255, as "1" or "1, 2"; got {shown(value, 40)}')
+        message = f'\'obj_id\' must be numbers from 1 to 255, as "1" or "1, 2"; got {shown(value, 40)}'
+        problems.add(where, message, kind="bad-object-id")
         return ()
     return tuple(dict.fromkeys(numbers))
 
 
-def _read_window(entry: dict[str, Any], clip: _Clip, where: str, problems: Problems) -> tuple[int, int] | None:
+def _read_window(entry: dict[str, Any], clip: Clip, where: str, problems: Problems) -> tuple[int, int] | None:
     """The unclipped window, or None: a time is missing or malformed (noted), or the clip's start is unknown."""
     times = []
     for key in ("action_start", "action_end"):
-        text = get_field(entry, key, str, where, problems)
+        text = get_field(entry, key, str, where, problems, "bad-time")
         if text is None:
             continue
         try:
             parse_time(text)
         except DataError as error:
-            problems.add(where, f"'{key}': {error}")
+            problems.add(where, f"'{key}': {error}", kind="bad-time")
             continue
         times.append(text)
-    if len(times) < 2 or clip.start is None:
+    if len(times) < 2 or clip.times is None:
         return None
-    return action_window(times[0], times[1], clip.start)
+    return action_window(times[0], times[1], clip.times[0])
 
 
-def clip_window(window: tuple[int, int], num_frames: int) -> tuple[int, int] | None:
-    """The part of a window inside the clip, or None if there is none."""
-    first, last = max(0, window[0]), min(num_frames - 1, window[1])
-    return (first, last) if first <= last else None
-
-
-def note_window(window: tuple[int, int], num_frames: int, where: str, problems: Problems) -> None:
+def _note_window(window: tuple[int, int], num_frames: int, where: str, problems: Problems) -> None:
     """Say whether an unusable window is empty or outside the clip."""
     if window[1] < window[0]:
-        problems.add(where, "the action's window is empty: 'action_end' is no later than 'action_start'")
+        message = "the action's window is empty: 'action_end' is no later than 'action_start'"
+        problems.add(where, message, kind="window-empty")
     else:
-        problems.add(
-            where,
+        message = (
             f"the action's window, frames {window[0]} to {window[1]}, lies outside the clip, which has frames 0 to "
-            f"{num_frames - 1}; times count from the start of the source video",
+            f"{num_frames - 1}; times count from the start of the source video"
         )
-
-
-def _note_missing(window: tuple[int, int], clip: _Clip, where: str, problems: Problems) -> None:
-    """Note the in-window frames without a mask file."""
-    missing = [index for index in range(window[0], window[1] + 1) if clip.mask_paths[index] is None]
-    if missing:
-        shown = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
-        problems.add(where, f"no mask file for these frames of the action's window: {shown}")
+        problems.add(where, message, kind="window-outside")

@@ -23,13 +23,12 @@ import numpy as np
 from datasets.corpora.base import (
     Reader,
     caption,
-    files_by_stem,
-    find_named,
+    check_headers,
     get_field,
-    headers_fit,
-    ordered_frame_names,
+    listed_files,
     read_annotation,
-    videos_of,
+    read_listed_video,
+    read_videos,
 )
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
@@ -57,15 +56,25 @@ class MeViS(Reader):
         folder = Path(root) / split
         source = folder / "meta_expressions.json"
         problems, records = Problems(), []
-        videos = videos_of(read_annotation(source, problems), source, problems)
-        tubes = read_annotation(folder / "mask_dict.json", problems)
-        if not isinstance(tubes, dict):
-            raise DataError(f"{folder / 'mask_dict.json'}: expected {{annotation id: [mask per frame]}}; wrong file?")
+        videos = read_videos(source, problems)
+        tubes = read_tubes(folder / "mask_dict.json", problems)
         for video_id, video in videos.items():
             record = _read_video(folder, video_id, video, tubes, problems)
             if record is not None:
                 records.append(record)
         super().__init__(source, records, problems, on_problem)
+
+
+def read_tubes(path: Path, problems: Problems) -> dict[str, Any]:
+    """``mask_dict.json``: the masks of each annotation.
+
+    Raises:
+        DataError: it is missing or has another structure.
+    """
+    tubes = read_annotation(path, problems)
+    if not isinstance(tubes, dict):
+        raise DataError(f"{path}: expected {{annotation id: [mask per frame]}}; wrong file?")
+    return tubes
 
 
 class RleMasks:
@@ -112,58 +121,73 @@ def _read_video(
 ) -> VideoRecord | None:
     """One video's record, or None if it cannot be used at all."""
     where = f"video {video_id}"
-    if not isinstance(video, dict):
-        problems.add(where, f"must be an object with 'frames' and 'expressions', not {type(video).__name__}")
+    names, expressions = read_listed_video(video, where, problems)
+    questions, used = read_expressions(expressions, tubes, len(names), where, problems)
+    if not names:
         return None
-    names = ordered_frame_names(video, where, problems)
-    expressions = get_field(video, "expressions", dict, where, problems) or {}
-    if names is None:
+    before = len(problems)
+    frames = listed_files(names, folder / "JPEGImages" / video_id, ".jpg", where, problems)
+    if len(problems) == before:
+        check_headers(frames, (), where, problems)
+    if len(problems) > before or not questions:
         return None
-    questions, used = [], {}
+    return VideoRecord(MeViS.name, video_id, frames, tuple(questions), RleMasks(video_id, frames, used))
+
+
+def read_expressions(
+    expressions: dict[str, Any], tubes: dict[str, Any], num_frames: int, where: str, problems: Problems
+) -> tuple[list[Question], dict[int, list[Any]]]:
+    """The expressions of a video whose masks are all there, and the mask lists they use, by annotation id.
+
+    Args:
+        expressions: entries by id.
+        tubes: ``mask_dict.json``.
+        num_frames: of the video; 0, if its list of frames cannot be used: then no list of masks is looked for.
+        where: names the video in messages.
+        problems: where mistakes go.
+    """
+    questions: list[Question] = []
+    used: dict[int, list[Any]] = {}
     for query_id, entry in expressions.items():
-        query = read_expression(query_id, entry, f"{where}, expression {query_id}", problems)
-        if query is not None and take_tubes(query, tubes, len(names), used, where, problems):
-            questions.append(query)
-    images = folder / "JPEGImages" / video_id
-    files = files_by_stem(images, ".jpg", where, problems)
-    frame_paths = find_named(names, files, images, "frame", where, problems)
-    if frame_paths is None or not questions or not headers_fit(frame_paths, (), where, problems):
-        return None
-    return VideoRecord(MeViS.name, video_id, frame_paths, tuple(questions), RleMasks(video_id, frame_paths, used))
+        place = f"{where}, expression {query_id}"
+        question = _read_expression(query_id, entry, place, problems)
+        if question is None or not num_frames:
+            continue
+        found = {number: _find_tube(number, tubes, num_frames, place, problems) for number in question.object_ids}
+        if None not in found.values():
+            questions.append(question)
+            used |= found
+    return questions, used
 
 
-def read_expression(query_id: str, entry: Any, where: str, problems: Problems) -> Question | None:
+def _read_expression(query_id: str, entry: Any, where: str, problems: Problems) -> Question | None:
     """One expression, its object ids being annotation ids; None with the mistake noted."""
     if not isinstance(entry, dict):
-        problems.add(where, f"must be an object with 'exp' and 'anno_id', not {type(entry).__name__}")
+        message = f"must be an object with 'exp' and 'anno_id', not {type(entry).__name__}"
+        problems.add(where, message, kind="entry-malformed")
         return None
     text = get_field(entry, "exp", str, where, problems)
     numbers = entry.get("anno_id")
     if not isinstance(numbers, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-        problems.add(where, f"'anno_id' must be a list of integers, not {str(numbers)[:40]}")
+        message = f"'anno_id' must be a list of integers, not {str(numbers)[:40]}"
+        problems.add(where, message, kind="bad-object-id")
         return None
     if text is None:
         return None
     return Question(query_id, caption(text), is_question=False, object_ids=tuple(dict.fromkeys(numbers)))
 
 
-def take_tubes(
-    query: Question, tubes: dict[str, Any], num_frames: int, used: dict[int, list[Any]], where: str, problems: Problems
-) -> bool:
-    """Look up the mask lists of a query's annotations and add them to ``used``; False with the mistake noted."""
-    good = True
-    for number in query.object_ids:
-        tube = tubes.get(str(number))
-        if tube is None:
-            message = f"annotation {number} is not in mask_dict.json"
-        elif not isinstance(tube, list) or len(tube) != num_frames:
-            length = len(tube) if isinstance(tube, list) else type(tube).__name__
-            message = f"annotation {number} has {length} masks in mask_dict.json, the video {num_frames} frames"
-        elif all(mask is None for mask in tube):
-            message = f"annotation {number} has no mask on any frame"
-        else:
-            used[number] = tube
-            continue
-        problems.add(f"{where}, expression {query.query_id}", message)
-        good = False
-    return good
+def _find_tube(number: int, tubes: dict[str, Any], num_frames: int, where: str, problems: Problems) -> list[Any] | None:
+    """The masks of an annotation, one per frame; None with the mistake noted."""
+    tube = tubes.get(str(number))
+    if tube is None:
+        problems.add(where, f"annotation {number} is not in mask_dict.json", kind="tube-missing")
+    elif not isinstance(tube, list) or len(tube) != num_frames:
+        length = len(tube) if isinstance(tube, list) else type(tube).__name__
+        message = f"annotation {number} has {length} masks in mask_dict.json, the video {num_frames} frames"
+        problems.add(where, message, kind="tube-length")
+    elif all(mask is None for mask in tube):
+        problems.add(where, f"annotation {number} has no mask on any frame", kind="object-absent")
+    else:
+        return tube
+    return None

@@ -62,7 +62,8 @@ def without_bad_ids(
         if reason is None:
             good[name] = entry
         else:
-            problems.add(", ".join(filter(None, (where, f"{what} {shown(name)}"))), f"its id {reason}; rename it")
+            place = ", ".join(filter(None, (where, f"{what} {shown(name)}")))
+            problems.add(place, f"its id {reason}; rename it", kind="bad-name")
     return good
 
 

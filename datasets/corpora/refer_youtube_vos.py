@@ -21,14 +21,12 @@ from datasets.corpora.base import (
     IdMasks,
     Reader,
     caption,
-    files_by_stem,
-    find_named,
+    check_headers,
     get_field,
-    headers_fit,
+    listed_files,
     object_number,
-    ordered_frame_names,
-    read_annotation,
-    videos_of,
+    read_listed_video,
+    read_videos,
 )
 from datasets.corpora.names import shown
 from datasets.sample import Question, VideoRecord
@@ -55,7 +53,7 @@ class ReferYoutubeVos(Reader):
         root = Path(root)
         source = root / "meta_expressions" / split / "meta_expressions.json"
         problems, records, cache = Problems(), [], IdMaskCache()
-        videos = videos_of(read_annotation(source, problems), source, problems)
+        videos = read_videos(source, problems)
         categories = read_categories(root / split / "meta.json", problems)
         for video_id, video in videos.items():
             records += _read_video(root / split, video_id, video, categories.get(video_id, {}), cache, problems)
@@ -67,16 +65,19 @@ def read_categories(path: Path, problems: Problems) -> dict[str, dict[int, str]]
     if not os.path.lexists(path):
         return {}
     categories: dict[str, dict[int, str]] = {}
-    for video_id, video in videos_of(read_annotation(path, problems), path, problems).items():
+    for video_id, video in read_videos(path, problems).items():
         objects = video.get("objects") if isinstance(video, dict) else None
         if not isinstance(objects, dict):
-            problems.add(f"{path}, video {video_id}", "must be an object with 'objects'")
+            problems.add(f"{path}, video {video_id}", "must be an object with 'objects'", kind="annotation-unreadable")
             continue
         for number, entry in objects.items():
             where = f"{path}, video {video_id}, object {one_line(number[:40])}"
-            category = get_field(entry, "category", str, where, problems) if isinstance(entry, dict) else None
+            category = None
+            if isinstance(entry, dict):
+                category = get_field(entry, "category", str, where, problems, "annotation-unreadable")
             if object_number(number) is None or not isinstance(entry, dict):
-                problems.add(where, "needs a number from 1 to 255 as its id, and a 'category'")
+                message = "needs a number from 1 to 255 as its id, and a 'category'"
+                problems.add(where, message, kind="annotation-unreadable")
             elif category is not None:
                 categories.setdefault(video_id, {})[int(number)] = caption(category.replace("_", " "))
     return categories
@@ -87,44 +88,43 @@ def _read_video(
 ) -> list[VideoRecord]:
     """The records of one video; empty if it cannot be used at all."""
     where = f"video {video_id}"
-    if not isinstance(video, dict):
-        problems.add(where, f"must be an object with 'frames' and 'expressions', not {type(video).__name__}")
+    names, expressions = read_listed_video(video, where, problems)
+    by_object = expressions_by_object(expressions, categories, where, problems)
+    if not names:
         return []
-    names = ordered_frame_names(video, where, problems)
-    by_object = expressions_by_object(video, categories, where, problems)
-    if names is None:
+    before = len(problems)
+    frames = listed_files(names, folder / "JPEGImages" / video_id, ".jpg", where, problems)
+    masks = listed_files(names, folder / "Annotations" / video_id, ".png", where, problems)
+    if len(problems) == before:
+        check_headers(frames, masks, where, problems)
+    if len(problems) > before:
         return []
-    images, masks = folder / "JPEGImages" / video_id, folder / "Annotations" / video_id
-    files, mask_files = (files_by_stem(f, s, where, problems) for f, s in ((images, ".jpg"), (masks, ".png")))
-    frame_paths = find_named(names, files, images, "frame", where, problems)
-    mask_paths = find_named(names, mask_files, masks, "mask", where, problems)
-    if frame_paths is None or mask_paths is None or not headers_fit(frame_paths, mask_paths, where, problems):
-        return []
-    read = IdMasks(video_id, frame_paths, mask_paths, cache)
+    read = IdMasks(video_id, frames, masks, cache)
     return [
-        VideoRecord(ReferYoutubeVos.name, video_id, frame_paths, tuple(questions), read)
-        for questions in by_object.values()
+        VideoRecord(ReferYoutubeVos.name, video_id, frames, tuple(questions), read) for questions in by_object.values()
     ]
 
 
 def expressions_by_object(
-    video: dict[str, Any], categories: dict[int, str], where: str, problems: Problems
+    expressions: dict[str, Any], categories: dict[int, str], where: str, problems: Problems
 ) -> dict[int, list[Question]]:
-    """Queries by object id, objects in order of first mention."""
+    """Questions by object id, objects in order of first mention."""
     by_object: dict[int, list[Question]] = {}
-    for query_id, entry in (get_field(video, "expressions", dict, where, problems) or {}).items():
+    for query_id, entry in expressions.items():
         place = f"{where}, expression {query_id}"
         if not isinstance(entry, dict):
-            problems.add(place, f"must be an object with 'exp' and 'obj_id', not {type(entry).__name__}")
+            message = f"must be an object with 'exp' and 'obj_id', not {type(entry).__name__}"
+            problems.add(place, message, kind="entry-malformed")
             continue
         text = get_field(entry, "exp", str, place, problems)
-        written = get_field(entry, "obj_id", str, place, problems)
+        written = get_field(entry, "obj_id", str, place, problems, "bad-object-id")
         number = None if written is None else object_number(written)
         if written is not None and number is None:
-            problems.add(place, f"'obj_id' must be a number from 1 to 255 in quotes, not {shown(written, 40)}")
+            message = f"'obj_id' must be a number from 1 to 255 in quotes, not {shown(written, 40)}"
+            problems.add(place, message, kind="bad-object-id")
         if text is not None and number is not None:
             category = categories.get(number)
             answer = f"the {category}" if category else None
-            query = Question(query_id, caption(text), is_question=False, answer=answer, object_ids=(number,))
-            by_object.setdefault(number, []).append(query)
+            question = Question(query_id, caption(text), is_question=False, answer=answer, object_ids=(number,))
+            by_object.setdefault(number, []).append(question)
     return by_object

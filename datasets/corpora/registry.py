@@ -75,7 +75,7 @@ CORPORA = {
             reader="datasets.corpora.refer_youtube_vos:ReferYoutubeVos",
             splits=("train",),
             aliases=("refer_youtube_vos", "refytvos"),
-            examination="datasets.doctor.refer_youtube_vos:ReferYoutubeVosExamination",
+            examination="datasets.doctor.listed:ReferYoutubeVosExamination",
             layout="datasets.synthetic.layouts:ReferYoutubeVosLayout",
         ),
         Corpus(
@@ -83,7 +83,7 @@ CORPORA = {
             folders=("MeViSv2", "mevis"),
             reader="datasets.corpora.mevis:MeViS",
             splits=("train", "valid_u"),
-            examination="datasets.doctor.mevis:MeViSExamination",
+            examination="datasets.doctor.listed:MeViSExamination",
             layout="datasets.synthetic.layouts:MeViSLayout",
         ),
         Corpus(

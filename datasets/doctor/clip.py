@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets.doctor.drift import MAX_SHIFT, Drift, DriftProbe
-from datasets.doctor.files import Look, by, look_at_frame, look_at_png, look_at_rles
+from datasets.doctor.files import Look, by, look_at_frame, look_at_mask
 from datasets.doctor.findings import Finding, Picture
 from datasets.sample import Question
 
@@ -111,7 +111,7 @@ def _examine(task: ClipTask, report: ClipReport) -> None:
         source = mask_source(task, numbers, index)
         mask = None
         if source is not None:
-            mask = _look_at_mask(source, frame, numbers, decode=not task.fast)
+            mask = look_at_mask(source, not task.fast, frame.size, numbers)
             _note_mask(task.frames[index], mask, source, frame, index, tally)
             counts[f"masks in mode {mask.mode}" if mask.mode else "masks"] += 1
             modes[mask.mode] += not mask.mistakes
@@ -127,12 +127,6 @@ def _examine(task: ClipTask, report: ClipReport) -> None:
         report.findings += present.findings(task, numbers)
         counts["objects in masks"] += len(present.seen)
         _judge_drift(task, probe.verdict(), numbers, report)
-
-
-def _look_at_mask(source: Path | tuple[Any, ...], frame: Look, numbers: Sequence[int], decode: bool) -> Look:
-    if isinstance(source, Path):
-        return look_at_png(source, decode)
-    return look_at_rles(source, decode, frame.size, numbers)
 
 
 def mask_source(task: ClipTask, numbers: Sequence[int], index: int) -> Path | tuple[Any, ...] | None:
@@ -259,10 +253,7 @@ def _starts(count: int) -> range:
 
 def _difference(picture: Picture) -> int:
     """Pixels in which the two masks of a picture differ."""
-    looks = [
-        look_at_rles(mask, decode=True) if isinstance(mask, tuple) else look_at_png(mask, decode=True)
-        for mask in (picture.mask, picture.fitting)
-    ]
-    if any(look.pixels is None for look in looks) or looks[0].pixels.shape != looks[1].pixels.shape:
+    filed, fitting = (look_at_mask(mask, decode=True).pixels for mask in (picture.mask, picture.fitting))
+    if filed is None or fitting is None or filed.shape != fitting.shape:
         return -1
-    return int((looks[0].pixels != looks[1].pixels).sum())
+    return int((filed != fitting).sum())

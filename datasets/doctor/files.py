@@ -13,7 +13,7 @@ import numpy as np
 from utils.errors import DataError
 from utils.masks import decode_rle, read_id_mask, require_id_mode, rle_size
 from utils.pictures import MisfitError, open_picture
-from utils.video import frame_size, read_frame, scan_images
+from utils.video import frame_size, read_frame
 
 CONVENTIONS = {"frame_%06d": re.compile(r"frame_\d{6}"), "%07d": re.compile(r"\d{7}"), "%05d": re.compile(r"\d{5}")}
 """Published ways of naming frames, without suffix. The last one is that of Refer-YouTube-VOS and MeViS."""
@@ -49,8 +49,22 @@ def look_at_frame(path: Path, decode: bool) -> Look:
         return Look(mistakes=(("frame-unreadable", str(error)),))
 
 
-def look_at_png(path: Path, decode: bool) -> Look:
-    """Read an id mask's header and, if ``decode``, all of it."""
+def look_at_mask(
+    mask: Path | tuple[Any, ...], decode: bool, size: tuple[int, int] | None = None, names: Sequence[int] = ()
+) -> Look:
+    """Read a mask's header and, if ``decode``, all of it.
+
+    Args:
+        mask: a PNG of ids; or run-length masks of one frame, one per object or None where it has none: object k gets
+            id k + 1.
+        decode: else sizes and modes alone are checked.
+        size: (H, W) of the frame, if it is known, for run-length masks; else that of the first.
+        names: annotation ids of run-length masks, for messages.
+    """
+    return _look_at_png(mask, decode) if isinstance(mask, Path) else _look_at_rles(mask, decode, size, names)
+
+
+def _look_at_png(path: Path, decode: bool) -> Look:
     size, mode, kind = None, "", "mask-unreadable"
     try:
         with open_picture(path, "mask") as image:
@@ -64,17 +78,7 @@ def look_at_png(path: Path, decode: bool) -> Look:
         return Look(mistakes=(("mask-unreadable", str(error)),))
 
 
-def look_at_rles(
-    rles: Sequence[Any], decode: bool, size: tuple[int, int] | None = None, names: Sequence[int] = ()
-) -> Look:
-    """Check the run-length masks of one frame and, if ``decode``, join them; object k gets id k + 1.
-
-    Args:
-        rles: one per object, or None where it has none.
-        decode: else their sizes alone are checked.
-        size: (H, W) of the frame, if it is known; else the first mask's.
-        names: annotation ids, for messages.
-    """
+def _look_at_rles(rles: Sequence[Any], decode: bool, size: tuple[int, int] | None, names: Sequence[int]) -> Look:
     joined, mistakes = None, []
     for number, rle in enumerate(rles):
         if rle is None:
@@ -100,41 +104,6 @@ def look_at_rles(
 def by(size: tuple[int, int]) -> str:
     """ "360 x 640" of (360, 640)."""
     return f"{size[0]} x {size[1]}"
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Images of a folder, sorted by name; empty if there is no such folder."""
-    try:
-        return sorted(scan_images(folder)[0])
-    except DataError:
-        return []
-
-
-def impostors_in(folder: Path) -> list[Path]:
-    """What has an image's name in a folder and is no file: pipes, folders, links to nothing."""
-    try:
-        return scan_images(folder)[1]
-    except DataError:
-        return []
-
-
-def folders_in(folder: Path) -> list[str]:
-    """Names of a folder's folders, sorted, without hidden ones; empty if it cannot be listed."""
-    try:
-        found = list(folder.iterdir())
-    except OSError:
-        return []
-    return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))
-
-
-def strays_in(folder: Path) -> list[Path]:
-    """Whatever lies in a folder of images and has no image's name; hidden files are left out."""
-    try:
-        found = list(folder.iterdir())
-    except OSError:
-        return []
-    images = {*images_in(folder), *impostors_in(folder)}
-    return sorted(path for path in found if path not in images and not path.name.startswith("."))
 
 
 def convention(path: Path) -> str:

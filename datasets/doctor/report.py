@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datasets.doctor.clip import ClipReport
 from datasets.doctor.drift import Peak
 from datasets.doctor.findings import KINDS, SEVERITIES, Finding, Findings
+from utils.errors import DataError
+from utils.files import read_json
 
 SCHEMA = 1
 """Version of the JSON's structure; docs/data.md describes it."""
@@ -84,6 +87,15 @@ def as_json(examined: Examined) -> dict[str, Any]:
         "findings": [_entry(finding) for finding in findings],
         "drift": examined.drifts,
     }
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report that :func:`as_json` made."""
+    try:
+        value = read_json(path)
+    except DataError:
+        return False
+    return isinstance(value, dict) and {"schema", "corpus", "findings", "drift"} <= set(value)
 
 
 def _entry(finding: Finding) -> dict[str, Any]:

@@ -11,12 +11,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datasets.doctor.files import look_at_frame, look_at_png, look_at_rles
+from datasets.doctor.files import look_at_frame, look_at_mask
 from datasets.doctor.findings import KINDS, Finding, Findings, Picture
-from utils.drawing import COLOURS, contact_sheet, draw_overlay, fit_mask
+from utils.drawing import COLOURS, contact_sheet, draw_overlay, fit_mask, write_png
+from utils.errors import DataError
+from utils.pictures import open_picture
 
 _COLUMNS, _WIDTH = 6, 240
 _GREY = 225
+_SOFTWARE = "MoRA data doctor"
+"""Written into every sheet, so that a later run knows it for its own."""
+
 _FOLDERS = re.compile(r"\S*/(?=[^/\s])")
 
 
@@ -73,6 +78,28 @@ def draw_sheet(chosen: Sequence[Finding], title: str) -> np.ndarray:
     while len(rows[0]) < 3:  # room for the words when there is little to show
         rows[0].append(np.full((1, 1, 3), 255, dtype=np.uint8))
     return contact_sheet(rows, captions, notes, title=title, frame_width=_WIDTH)
+
+
+def write_sheet(findings: Findings, title: str, path: Path, cells: int) -> bool:
+    """Draw the worst of what was found; False, and no file, if nothing can be drawn.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    chosen = worst(findings, cells)
+    if not chosen:
+        return False
+    write_png(path, draw_sheet(chosen, title), _SOFTWARE)
+    return True
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a file is a picture that :func:`write_sheet` wrote."""
+    try:
+        with open_picture(path, "picture") as image:
+            return image.info.get("Software") == _SOFTWARE
+    except DataError:
+        return False
 
 
 def _pairs(finding: Finding) -> tuple[list[np.ndarray], list[str]]:
@@ -155,6 +182,4 @@ def draw(picture: Picture, around: tuple[slice, slice] | None = None, alpha: flo
 
 def _ids(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray | None:
     """The ids of a picture's mask (of run-length masks those of the frame's size); None if there are none."""
-    if mask is None:
-        return None
-    return (look_at_rles(mask, True, size) if isinstance(mask, tuple) else look_at_png(mask, True)).pixels
+    return None if mask is None else look_at_mask(mask, True, size).pixels

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from datasets.corpora.groundmore import GroundMoRe
-from datasets.doctor import __main__ as doctor_command
-from datasets.doctor import clip
-from datasets.doctor.__main__ import build_parser, examine_corpus, main
-from datasets.doctor.annotations import Options
+from datasets.doctor import clip, run
+from datasets.doctor.__main__ import build_parser, main
+from datasets.doctor.examination import Options
 from datasets.doctor.findings import GROUPS, KINDS, SEVERITIES, Finding, Findings, Picture
 from datasets.doctor.report import as_json, as_text
+from datasets.doctor.run import examine_corpus
 from datasets.doctor.sheet import _region, draw, draw_sheet, worst
 from datasets.synthetic.corpora import CorpusPlan, write_corpora
 from datasets.synthetic.settings import WorldSettings
@@ -174,15 +174,15 @@ def test_what_the_reader_alone_refuses_is_told(healthy, monkeypatch):
 
 
 def test_a_clip_that_cannot_be_examined_does_not_end_the_run(healthy, monkeypatch):
-    honest = clip.look_at_png
+    honest = clip.look_at_mask
     target = sorted((healthy / "GroundMoRe" / "groundmore_videos").iterdir())[1].name
 
-    def explode(path, decode):
-        if target in str(path):
+    def explode(mask, *details):
+        if target in str(mask):
             raise RuntimeError("decoder fault")
-        return honest(path, decode)
+        return honest(mask, *details)
 
-    monkeypatch.setattr(clip, "look_at_png", explode)
+    monkeypatch.setattr(clip, "look_at_mask", explode)
     examined = examine_corpus("groundmore", healthy, Options())
     (found,) = examined.findings.of("examination-failed")
     assert found.video == target and "decoder fault" in found.message
@@ -197,9 +197,9 @@ def die(task):
 
 
 def test_a_killed_process_costs_one_clip(monkeypatch):
-    monkeypatch.setattr(doctor_command, "examine", die)
+    monkeypatch.setattr(run, "examine", die)
     tasks = [clip.ClipTask("s", video, ()) for video in "abcdefgh"]
-    reports = list(doctor_command._reports(iter(tasks), workers=2))
+    reports = list(run.reports(iter(tasks), workers=2))
     assert [report.video for report in reports] == list("abcdefgh")
     failed = {report.video: [finding.kind for finding in report.findings] for report in reports if report.findings}
     assert failed == {"b": ["examination-failed"]}
@@ -218,9 +218,9 @@ def test_tasks_are_taken_as_they_are_needed(monkeypatch):
         def shutdown(self, **_):
             pass
 
-    monkeypatch.setattr(doctor_command, "_pool", lambda workers: Instant())
+    monkeypatch.setattr(run, "_pool", lambda workers: Instant())
     taken = deque()
-    reports = doctor_command._reports((taken.append(k) or k for k in range(100)), workers=2)
+    reports = run.reports((taken.append(k) or k for k in range(100)), workers=2)
     next(reports)
     assert len(taken) == 6
     assert len(list(reports)) == 99
@@ -238,8 +238,8 @@ def test_memory_for_findings_is_bounded_and_the_worst_come_first():
 
 def test_every_kind_is_described_and_used(project_root):
     text = (project_root / "docs" / "data.md").read_text()
-    sources = (project_root / "datasets" / "doctor").glob("*.py")
-    used = "".join(path.read_text() for path in sources)
+    folders = [project_root / "datasets" / name for name in ("doctor", "corpora")]
+    used = "".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
     for name, kind in KINDS.items():
         assert kind.severity in SEVERITIES and kind.group in GROUPS and kind.title
         assert f"| `{name}` | {kind.severity} | {kind.title} |" in text, f"docs/data.md must describe {name}"

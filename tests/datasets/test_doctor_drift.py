@@ -13,13 +13,13 @@ import pytest
 from benchmarks.drift_trial import main as trial
 from benchmarks.drift_trial import wobble
 from datasets.doctor import drift
-from datasets.doctor.__main__ import examine_corpus
-from datasets.doctor.annotations import Options
 from datasets.doctor.drift import DriftProbe, outline
+from datasets.doctor.examination import Options
+from datasets.doctor.run import examine_corpus
 from datasets.synthetic.corpora import CorpusPlan, write_corpora
 from datasets.synthetic.settings import WorldSettings
 from utils.masks import decode_rle, read_id_mask
-from utils.video import list_frames, read_frame
+from utils.video import read_frame
 
 SETTINGS = dict(height=96, width=128, num_frames=36)
 
@@ -38,7 +38,7 @@ def clips(corpora):
     """(frames, masks) of each clip."""
     loaded = []
     for folder in sorted((corpora / "GroundMoRe" / "groundmore_videos").iterdir()):
-        frames = list_frames(folder / "images")
+        frames = sorted((folder / "images").iterdir())
         masks = [folder / "masks" / f"{path.stem}.png" for path in frames]
         loaded.append(([read_frame(path) for path in frames], [read_id_mask(p) if p.exists() else None for p in masks]))
     return loaded
@@ -166,7 +166,7 @@ def test_shifted_run_length_masks(corpora, tmp_path):
 
 def test_a_real_clip_shifted(shared_data):
     folder = shared_data / "groundmore_real_mini" / "groundmore_videos" / "cups_0000_0010"
-    frames = [read_frame(path) for path in list_frames(folder / "images")][:36]
+    frames = [read_frame(path) for path in sorted((folder / "images").iterdir())][:36]
     masks = [read_id_mask(path) for path in sorted((folder / "masks").iterdir())][:36]
     assert judge(frames, masks).status == "aligned"
     for offset in (1, -2):

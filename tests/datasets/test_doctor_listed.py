@@ -12,9 +12,9 @@ from PIL import Image
 
 from datasets.corpora.mevis import MeViS
 from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
-from datasets.doctor.__main__ import examine_corpus
-from datasets.doctor.annotations import Options
+from datasets.doctor.examination import Options
 from datasets.doctor.findings import KINDS
+from datasets.doctor.run import examine_corpus
 from datasets.synthetic.corpora import CorpusPlan, write_corpora
 from datasets.synthetic.settings import WorldSettings
 from utils.errors import DataError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.corpora.groundmore import GroundMoRe, action_window, parse_clip_times, parse_time
-from utils.errors import DataError
+from datasets.corpora.groundmore import GroundMoRe, action_window, open_clip, parse_clip_times, parse_time
+from utils.errors import DataError, Problems
 from utils.masks import write_id_mask
 
 HEIGHT, WIDTH, NUM_FRAMES = 10, 14, 18
@@ -63,6 +63,29 @@ def test_a_hole_in_the_frames_is_named(corpus_at):
     """Windows count frames: after a missing one every window would be early."""
     (corpus_at.root / VIDEO / "images" / "frame_000004.jpg").unlink()
     with pytest.raises(DataError, match="frame_000003.jpg is followed by frame_000005.jpg"):
+        corpus_at([question()])
+
+
+def frames_of(folder, *names):
+    """What is found of a clip whose images have these names."""
+    (folder / "images").mkdir(parents=True)
+    for name in names:
+        (folder / "images" / name).write_bytes(b"x")
+    problems = Problems()
+    return [path.name for path in open_clip(folder, VIDEO, problems).frame_paths], "; ".join(problems.messages)
+
+
+def test_frames_come_in_time_order_in_either_convention(tmp_path):
+    mixed = ("frame_000010.jpg", "frame_000009.jpg", "0000011.JPG", "8.png", "cover.jpg", "notes.txt", "._2.png")
+    frames, _ = frames_of(tmp_path / "clip", *mixed)
+    assert frames == ["8.png", "frame_000009.jpg", "frame_000010.jpg", "0000011.JPG", "cover.jpg"]
+
+
+def test_two_frames_of_one_number_and_what_is_no_file_are_named(tmp_path, corpus_at):
+    _, told = frames_of(tmp_path / "clip", "frame_000001.jpg", "0000001.jpg")
+    assert "0000001.jpg and frame_000001.jpg are both frame 1" in told
+    (corpus_at.root / VIDEO / "images" / "frame_000018.jpg").mkdir()
+    with pytest.raises(DataError, match="frame_000018.jpg is a folder"):
         corpus_at([question()])
 
 

@@ -11,13 +11,7 @@ from PIL import Image
 from tests.utils.clips import write_clip
 from utils.drawing import COLOURS, contact_sheet, draw_overlay, fit_mask, text_strip, time_curve
 from utils.errors import DataError
-from utils.video import frame_number, frame_size, list_frames, read_frame, read_video
-
-
-def touch(folder, *names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).write_bytes(b"x")
+from utils.video import frame_number, frame_size, read_frame, read_video
 
 
 @pytest.mark.parametrize(
@@ -26,23 +20,6 @@ def touch(folder, *names):
 )
 def test_frame_number(name, number):
     assert frame_number(name) == number
-
-
-def test_frames_come_in_time_order_in_either_convention(tmp_path):
-    touch(tmp_path, "frame_000010.jpg", "frame_000009.jpg", "0000011.JPG", "2.png", "cover.jpg", "notes.txt", "._2.png")
-    names = [path.name for path in list_frames(tmp_path)]
-    assert names == ["2.png", "frame_000009.jpg", "frame_000010.jpg", "0000011.JPG", "cover.jpg"]
-
-
-def test_frame_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(DataError, match="nowhere"):
-        list_frames(tmp_path / "nowhere")
-    touch(tmp_path / "empty", "readme.txt")
-    with pytest.raises(DataError, match="empty: no frame"):
-        list_frames(tmp_path / "empty")
-    touch(tmp_path / "twice", "frame_000001.jpg", "0000001.jpg")
-    with pytest.raises(DataError, match=r"0000001\.jpg and frame_000001\.jpg are both frame 1"):
-        list_frames(tmp_path / "twice")
 
 
 def test_read_frame_gives_rgb(tmp_path):
