@@ -25,13 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import SamVisionConfig
+from transformers import SamConfig, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from benchmarks.sam_kernels import measure_kernels
 from model.checkpoints import read_sam, sam_config_of
-from model.segmenters.sam import HalfSafeNeck, sam_config
-from model.segmenters.sam_encoder import FastEncoder
+from model.segmenters import (
+    FastEncoder,
+    SamSegmenter,
+    attend_biased,
+    attend_flex,
+    attend_folded,
+    sam_config,
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,10 @@ def build_encoder(
     config: SamVisionConfig, implementation: str, device: torch.device, state: dict[str, Tensor] | None = None
 ) -> nn.Module:
     """An image encoder in float32, of ``state`` or of noise, the same for either implementation ("sdpa", "eager")."""
-    config = copy.deepcopy(config)
-    config._attn_implementation = implementation
+    whole = SamConfig(vision_config=config.to_dict())
+    whole._attn_implementation = implementation
     with torch.device(device):
-        encoder = SamVisionEncoder(config).eval().requires_grad_(False)
-        encoder.neck = HalfSafeNeck(config).requires_grad_(False)
+        encoder = SamSegmenter(whole).vision_encoder.eval().requires_grad_(False)
     if state is not None:
         encoder.load_state_dict(state)
         return encoder
@@ -113,17 +118,23 @@ def ladder(device: torch.device, compiled: bool, size: tuple[int, int]) -> dict[
 
     The default is the last step on a GPU that leaves padding unknown, and the first such step on a CPU.
     """
-    steps: dict[str, FastEncoder] = {
-        "real tokens only, contiguous bias": FastEncoder("bias", "bias"),
-        "windows folded": FastEncoder("fold", "bias"),
-        "windows and global folded": FastEncoder("fold", "fold"),
+    routes: dict[str, tuple[Callable[..., Tensor], ...] | None] = {
+        "real tokens only, contiguous bias": (attend_biased, attend_biased),
+        "windows folded": (attend_folded, attend_biased),
+        "windows and global folded": (attend_folded, attend_folded),
     }
     if device.type == "cuda":
-        steps["windows folded, global flex"] = FastEncoder("fold", "flex")
-    encoders = {name: (fast, None) for name, fast in steps.items()}
-    encoders["default, padding known"] = (FastEncoder(), size)
+        routes["windows folded, global flex"] = (attend_folded, attend_flex)
+    routes["default, padding known"] = None
     if compiled:
-        encoders["default, padding known, compiled"] = (FastEncoder(compile=True), size)
+        routes["default, padding known, compiled"] = None
+    encoders = {}
+    for name, pair in routes.items():
+        fast = FastEncoder()
+        fast.compile = name.endswith("compiled")
+        if pair is not None:
+            fast.routes = {device.type: pair}
+        encoders[name] = (fast, size if pair is None else None)
 
     def step(fast: FastEncoder, known: tuple[int, int] | None) -> Callable[..., Tensor]:
         return lambda eager, sdpa, pixels: fast(sdpa, pixels, known)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import SamVisionConfig
 
-from model.segmenters.sam_attention import attend_biased, attend_flex, attend_folded, attend_plain
+from model.segmenters import attend_biased, attend_flex, attend_folded, attend_plain
 from utils.resize import resize_pictures
 
 BACKENDS = {

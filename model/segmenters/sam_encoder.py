@@ -15,23 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from model.segmenters.sam_attention import (
-    attend_biased,
-    attend_flex,
-    attend_flex_or_biased,
-    attend_folded,
-    attend_plain,
-)
+from model.segmenters.sam_attention import attend_biased, attend_flex_or_biased, attend_folded, attend_plain
 
-ROUTES: dict[str, Callable[..., Tensor]] = {
-    "fold": attend_folded,
-    "bias": attend_biased,
-    "flex": attend_flex,
-    "flex_or_bias": attend_flex_or_biased,
-}
-
-AUTO_ROUTES = {"cuda": ("fold", "flex_or_bias")}
-"""Device type -> route of windows, route of global layers; any other device: "bias" for both, cheapest on a CPU."""
+ROUTES = {"cuda": (attend_folded, attend_flex_or_biased)}
+"""Device type -> attention of windows and of global layers; elsewhere a bias for both, which is cheapest on a CPU."""
 
 
 class _Windows(NamedTuple):
@@ -132,26 +119,14 @@ class FastEncoder:
     What it remembers of the weights is dropped when they change, and never copied or stored. Changes made through
     ``parameter.data`` cannot be seen: call :meth:`forget` after them.
 
-    Args:
-        windows: route of layers with windows, a key of :data:`ROUTES`; None for the best of the device.
-        global_: route of global layers, likewise.
-        splice: leave out windows of padding where :meth:`__call__` is told which part is picture.
+    Attributes:
+        routes: as :data:`ROUTES`.
         compile: ``torch.compile`` the parts of a layer around its attention. Costs up to a minute, once.
-
-    Raises:
-        ValueError: an unknown route.
     """
 
-    def __init__(
-        self, windows: str | None = None, global_: str | None = None, splice: bool = True, compile: bool = False
-    ):
-        for route in (windows, global_):
-            if route is not None and route not in ROUTES:
-                raise ValueError(f"the attention route {route!r} is unknown; choose one of {', '.join(ROUTES)}")
-        self.windows = windows
-        self.global_ = global_
-        self.splice = splice
-        self.compile = compile
+    def __init__(self) -> None:
+        self.routes = ROUTES
+        self.compile = False
         self._padding: tuple[tuple[Any, ...], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,7 +169,7 @@ class FastEncoder:
         size = (hidden.shape[1], hidden.shape[2])
         sides = [layer.window_size for layer in encoder.layers]
         early = sides.index(0) if 0 in sides else len(sides)
-        if not self.splice or resized_size is None or early == 0 or len(set(sides[:early])) > 1:
+        if resized_size is None or early == 0 or len(set(sides[:early])) > 1:
             return 0, size
         patch, side = encoder.config.patch_size, sides[0]
         kept = tuple(min(whole, -(-int(pixels) // (patch * side)) * side) for whole, pixels in zip(size, resized_size))
@@ -205,7 +180,7 @@ class FastEncoder:
         parts = [encoder.patch_embed, *encoder.layers[:early]]
         weights = [parameter for part in parts for parameter in part.parameters()]
         weights += [] if encoder.pos_embed is None else [encoder.pos_embed]
-        key = (early, self.windows, self.global_, self.compile, _fingerprint(weights))
+        key = (early, self.compile, _fingerprint(weights))
         if self._padding is None or self._padding[0] != key:
             side = encoder.config.image_size
             hidden = _embed(encoder, weights[0].new_zeros(1, encoder.config.num_channels, side, side))
@@ -225,9 +200,9 @@ class FastEncoder:
             parts, slots, size = wrap(_global_parts)(layer, hidden), None, (height, width)
         attention = layer.attn
         if attention.use_rel_pos:
-            auto = AUTO_ROUTES.get(hidden.device.type, ("bias", "bias"))
-            route = (self.windows or auto[0]) if side > 0 else (self.global_ or auto[1])
-            attended = ROUTES[route](*parts, attention.rel_pos_h, attention.rel_pos_w, size)
+            in_windows, everywhere = self.routes.get(hidden.device.type, (attend_biased, attend_biased))
+            attend = in_windows if side > 0 else everywhere
+            attended = attend(*parts, attention.rel_pos_h, attention.rel_pos_w, size)
         else:
             attended = attend_plain(*parts)
         return wrap(_finish)(layer, hidden, attended, slots)

@@ -16,6 +16,7 @@ from model.segmenters.sam import SamSegmenter
 from model.segmenters.sam_encoder import FastEncoder
 
 PATCH = 4
+FOLD, BIAS = sam_attention.attend_folded, sam_attention.attend_biased
 CASES = {
     "padded windows": {"grid": 9, "window_size": 4, "depth": 5, "global_attn_indexes": (2, 4)},
     "whole windows": {"grid": 8, "window_size": 4, "depth": 3, "global_attn_indexes": (2,)},
@@ -57,6 +58,14 @@ def encode(sam: SamSegmenter, *args, **kwargs) -> torch.Tensor:
     return sam.encode(*args, **kwargs).parts[0]
 
 
+def routed(windows, global_, compile: bool = False) -> FastEncoder:
+    """A fast encoder that takes these attentions on every device."""
+    fast = FastEncoder()
+    fast.routes = dict.fromkeys(("cpu", "cuda"), (windows, global_))
+    fast.compile = compile
+    return fast
+
+
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest difference, where the second is of scale one."""
     assert one.shape == other.shape
@@ -75,12 +84,14 @@ def plain_flex(monkeypatch):
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("windows, global_", [("fold", "bias"), ("bias", "fold"), ("fold", "flex"), (None, None)])
+@pytest.mark.parametrize(
+    "windows, global_", [(FOLD, BIAS), (BIAS, FOLD), (FOLD, sam_attention.attend_flex)], ids=["fold", "bias", "flex"]
+)
 def test_equals_the_reference(plain_flex, case, windows, global_):
     sam = build(**CASES[case])
     pixels = frames(sam, 3)
     expected = sam.vision_encoder(pixels)[0]
-    assert difference(FastEncoder(windows, global_)(sam.vision_encoder, pixels), expected) < 1e-5
+    assert difference(routed(windows, global_)(sam.vision_encoder, pixels), expected) < 1e-5
     assert difference(encode(sam, pixels), expected) < 1e-5
     assert difference(encode(sam, pixels, at_once=2), expected) < 1e-5
 
@@ -270,8 +281,8 @@ def test_eager_attention_stays_eager():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("windows, global_", [("fold", "fold"), ("bias", "bias")])
-def test_bfloat16_errs_no_more_than_the_reference(windows, global_):
+@pytest.mark.parametrize("route", [FOLD, BIAS], ids=["fold", "bias"])
+def test_bfloat16_errs_no_more_than_the_reference(route):
     """Measured against float32 on the same rounded weights; the two bfloat16 results differ by noise."""
     sam = build(**CASES["padded windows"]).to(torch.bfloat16)
     wide = copy.deepcopy(sam).float()
@@ -284,7 +295,7 @@ def test_bfloat16_errs_no_more_than_the_reference(windows, global_):
         return ((embeddings.float() - exact).square().mean().sqrt() / scale).item()
 
     theirs = error(sam.vision_encoder(pixels)[0])
-    ours = error(FastEncoder(windows, global_)(sam.vision_encoder, pixels, size))
+    ours = error(routed(route, route)(sam.vision_encoder, pixels, size))
     assert theirs < 0.05 and ours < 1.2 * theirs
 
 
@@ -323,7 +334,7 @@ def test_flex_that_cannot_compile_is_replaced(monkeypatch, caplog):
     sam = build(**CASES["padded windows"])
     pixels = frames(sam)
     with caplog.at_level(logging.WARNING):
-        embeddings = FastEncoder("fold", "flex_or_bias")(sam.vision_encoder, pixels)
+        embeddings = routed(FOLD, sam_attention.attend_flex_or_biased)(sam.vision_encoder, pixels)
     assert difference(embeddings, sam.vision_encoder(pixels)[0]) < 1e-5
     assert [record.getMessage().count("no compiler") for record in caplog.records] == [1]
     assert "long story" not in caplog.text
@@ -338,7 +349,7 @@ def test_want_of_memory_is_no_reason_to_replace_flex(monkeypatch):
     monkeypatch.setattr(sam_attention, "_broken_flex", [])
     sam = build(**CASES["padded windows"])
     with pytest.raises(torch.OutOfMemoryError):
-        FastEncoder("fold", "flex_or_bias")(sam.vision_encoder, frames(sam))
+        routed(FOLD, sam_attention.attend_flex_or_biased)(sam.vision_encoder, frames(sam))
     assert sam_attention._broken_flex == []
 
 
@@ -363,7 +374,8 @@ def test_layers_share_what_is_compiled(monkeypatch):
         graphs.clear()
         sam = build(**{**CASES["padded windows"], "depth": depth, "global_attn_indexes": global_attn_indexes})
         pixels = frames(sam)
-        fast = FastEncoder(compile=True)
+        fast = FastEncoder()
+        fast.compile = True
         assert difference(fast(sam.vision_encoder, pixels), sam.vision_encoder(pixels)[0]) < 1e-5
         counts.append(len(graphs))
     torch._dynamo.reset()
@@ -374,7 +386,7 @@ def test_layers_share_what_is_compiled(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.no_grad()
 @pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("global_", ["fold", "bias", "flex"])
+@pytest.mark.parametrize("global_", [FOLD, BIAS, sam_attention.attend_flex], ids=["fold", "bias", "flex"])
 def test_routes_on_a_gpu(global_, compile):
     # Heads of 16 and 32 patches a side, since flex wants tiles of a certain size.
     sam = build(grid=32, window_size=14, depth=3, global_attn_indexes=(1,), embed_dim=48)
@@ -382,7 +394,7 @@ def test_routes_on_a_gpu(global_, compile):
     pixels = frames(sam, 3, size)
     expected = sam.vision_encoder(pixels)[0]
     there = copy.deepcopy(sam).cuda()
-    fast = FastEncoder("fold", global_, compile=compile)
+    fast = routed(FOLD, global_, compile)
     assert difference(fast(there.vision_encoder, pixels.cuda(), size).cpu(), expected) < 1e-3
     half = there.to(torch.bfloat16)
     ours = fast(half.vision_encoder, pixels.cuda().bfloat16(), size).cpu()
