@@ -55,7 +55,7 @@ TOKENS = (
     Measure("forced_loc", "[LOC] appended", "share of answers to which [LOC] was appended", format="%"),
     Measure(
         "mask_frames",
-        "frames with a mask",
+        "masked frames",
         "share of the listed frames with a mask that is not empty, before refinement",
         format="%",
     ),

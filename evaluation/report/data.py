@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from datasets.sample import Question, VideoRecord
+from evaluation.benchmark import Benchmark
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record
-from evaluation.report.failures import NAMES, Verdict, judge
+from evaluation.report.failures import Verdict, judge, names
 from evaluation.report.media import SMALL_SIDE, frame_share, outline, outline_grid, thumbnail
 from evaluation.scoring.truth import Truth, read_truth
 from utils.errors import DataError
@@ -28,6 +29,7 @@ def gallery_data(
     videos: Sequence[VideoRecord],
     output_dir: str,
     scores: Sequence[dict],
+    benchmark: Benchmark,
     protocol: Protocol,
     limit: int,
     only: set[tuple[str, str]] | None = None,
@@ -37,7 +39,8 @@ def gallery_data(
     Args:
         videos: the ground truth.
         output_dir: run folder with the records.
-        scores: per question, with "frames" and "objects".
+        scores: per question.
+        benchmark: theirs.
         protocol: as scored.
         limit: questions shown with frames.
         only: (video id, question id) of the questions that may be shown with frames; None: all.
@@ -49,7 +52,8 @@ def gallery_data(
     Raises:
         DataError: a record of a scored question is missing or damaged, or a video is not in the corpus.
     """
-    ranked = sorted(((score, judge(score)) for score in scores), key=lambda pair: -pair[1].loss)
+    headline = benchmark.measures[0].key
+    ranked = sorted(((score, judge(score, headline)) for score in scores), key=lambda pair: -pair[1].loss)
     by_id = {video.video_id: video for video in videos}
     candidates = [k for k, (score, _) in enumerate(ranked) if only is None or _key(score) in only]
     chosen = {candidates[k] for k in choose(len(candidates), limit)}
@@ -71,7 +75,8 @@ def gallery_data(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         built = dict(zip(wanted, pool.map(build, wanted)))
     return {
-        "names": list(NAMES),
+        "names": list(names("perfect_timing" in benchmark.rows)),
+        "measures": [[measure.key, measure.label, measure.format] for measure in benchmark.columns("detail")],
         "refined": protocol.loc_refine,
         "threshold": protocol.loc_threshold,
         "questions": questions,

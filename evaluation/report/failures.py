@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.benchmark import Benchmark
+
 GOOD_LOSS = 0.2
 """A question that loses no more than this may be called good."""
 
@@ -66,19 +68,29 @@ class Verdict:
     mask_loss: float
 
 
-def judge(score: dict) -> Verdict:
+def names(timed: bool) -> dict[str, str]:
+    """Name -> rule: :data:`NAMES`, or the short list of a benchmark without the row ``perfect_timing``."""
+    plain = {"good": f"loses at most {GOOD_LOSS}", "poor": f"loses more than {GOOD_LOSS}"}
+    return NAMES if timed else {"failed": NAMES["failed"], **plain}
+
+
+def judge(score: dict, headline: str = "JF") -> Verdict:
     """Name what went wrong with a question.
 
     Args:
-        score: of one question, from ``evaluation.score``, with the keys "frames" and "objects".
+        score: of one question, from ``evaluation.score``; with the row ``perfect_timing`` also with the keys "frames"
+            and "objects".
+        headline: measure whose distance to 1 is the loss.
 
     Returns:
         The verdict of the first rule that holds.
     """
     rows = score["rows"]
-    loss = 1 - rows["model"]["JF"]
-    if score["status"] != "ok" or score["frames"] is None:
+    loss = 1 - (rows["model"][headline] or 0.0)
+    if score["status"] != "ok" or ("perfect_timing" in rows and score["frames"] is None):
         return Verdict("failed", score["reason"] or "failed without a reason", loss, 0.0, 0.0)
+    if "perfect_timing" not in rows:
+        return Verdict("good" if loss <= GOOD_LOSS else "poor", f"loses {loss:.2f}", loss, 0.0, loss)
     timing = rows["perfect_timing"]["JF"] - rows["model"]["JF"]
 
     def verdict(name: str, why: str) -> Verdict:
@@ -105,19 +117,20 @@ def judge(score: dict) -> Verdict:
     return verdict("partial mask", f"mean IoU with the answer {mean:.2f} inside the window; {shares}")
 
 
-def breakdown(scores: Sequence[dict]) -> list[dict]:
+def breakdown(scores: Sequence[dict], benchmark: Benchmark) -> list[dict]:
     """How often each name occurs, and what it costs.
 
     Args:
         scores: of every question.
+        benchmark: theirs.
 
     Returns:
-        Per name of :data:`NAMES`, in its order: "name", "meaning", "questions", and "lost", "timing", "masks": its
+        Per name of :func:`names`, in its order: "name", "meaning", "questions", and "lost", "timing", "masks": its
         share of the mean loss, so that "lost" summed over all names is 1 minus the mean J&F.
     """
-    verdicts = [judge(score) for score in scores]
+    verdicts = [judge(score, benchmark.measures[0].key) for score in scores]
     table = []
-    for name, meaning in NAMES.items():
+    for name, meaning in names("perfect_timing" in benchmark.rows).items():
         group = [verdict for verdict in verdicts if verdict.name == name]
         table.append(
             {

@@ -11,45 +11,33 @@ only the scripts that it was written with.
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
-import html
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
+
+import numpy as np
+from markupsafe import Markup
 
 from datasets.corpora.groundmore import GroundMoRe
 from datasets.sample import VideoRecord
+from evaluation.benchmark import OVERALL, Benchmark, benchmark_of
 from evaluation.outputs import FILES, SCORE_AGAIN, note_foreign_file, read_whole, reading_results
 from evaluation.protocol import Protocol
-from evaluation.report.charts import failure_table, histograms
 from evaluation.report.data import gallery_data
 from evaluation.report.failures import breakdown
-from evaluation.report.tables import (
-    counts_list,
-    facts,
-    main_table,
-    measure_facts,
-    reference_table,
-    run_facts,
-    sides_table,
-    tiles,
-    title,
-    token_table,
-)
+from evaluation.report.template import render, sources
+from evaluation.report.text import baseline, count_sentences
 from evaluation.scoring.summary import SUMMARY_FORMAT
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.files import atomic_write
 from utils.paths import user_path
 from utils.terminal import write_any_text
 
-PAGE_FOLDER = Path(__file__).with_name("assets")
-STYLES = ("page.css", "gallery.css")
-SCRIPTS = ("data.js", "detail.js", "main.js")
 LIMIT = 60
 """Questions shown with frames unless told otherwise."""
+
+BINS = 20
 
 
 def write_report_page(
@@ -81,58 +69,68 @@ def write_report_page(
     """
     if limit < 1 or not scores:
         return None
-    data = gallery_data(videos, str(output_dir), scores, protocol, limit, only)
-    pictured = sum("picture" in question for question in data["questions"])
-    head, *lines = protocol.describe()
-    choices = (line.strip().split(" = ", 1) for line in lines)
-    style = "\n".join((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in STYLES)
-    script = "\n".join((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    page = Template((PAGE_FOLDER / "page.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(title(summary)),
-        tiles=tiles(summary),
-        main_table=main_table(summary),
-        sides_table=sides_table(summary),
-        reference_table=reference_table(summary),
-        token_table=token_table(summary),
-        counts=counts_list(summary),
-        protocol_name=html.escape(protocol.name),
-        protocol=facts((name, value) for name, value in choices),
-        run=run_facts(summary),
-        measures=measure_facts(),
-        histograms=histograms(scores, summary),
-        failure_table=failure_table(breakdown(scores)),
-        footer=html.escape(_footer(len(scores), pictured, only is not None)),
+    benchmark = benchmark_of(summary)
+    data = gallery_data(videos, str(output_dir), scores, benchmark, protocol, limit, only)
+    run = summary["run"]
+    name = Path(str(run.get("about", {}).get("version", ""))).name or "MoRA"
+    settings = {key: value for key, value in run.get("settings", {}).items() if key != "protocol"}
+    selection = {key: value for key, value in run.get("selection", {}).items() if value is not None}
+    page = render(
+        "page.html",
+        benchmark=benchmark,
+        headline=benchmark.measures[0],
+        everything=OVERALL,
+        name=name,
+        summary=summary,
+        lines=summary["rows"]["model"]["table"],
+        tables=_tables(benchmark),
+        baseline=baseline(summary),
+        sentences=count_sentences(summary),
+        protocol=protocol,
+        run=[("fingerprint", run.get("fingerprint")), *run.get("about", {}).items(), *settings.items(),
+             ("selection", selection or "everything")],
+        panels=_panels(scores, summary, benchmark),
+        breakdown=breakdown(scores, benchmark),
+        timed="perfect_timing" in benchmark.rows,
+        pictured=sum("picture" in question for question in data["questions"]),
+        chosen=only is not None,
         data=embedded_json(data),
-        style=style,
-        script=script,
-        style_hash=_source_hash(style),
-        script_hash=_source_hash(script),
-    )
+        style=sources("page.css", "gallery.css"),
+        script=sources("data.js", "detail.js", "main.js"),
+    )  # fmt: skip
     path = Path(output_dir) / "report.html"
     with atomic_write(path) as stream:
         stream.write(page.encode("utf-8", "replace"))
     return path
 
 
-def embedded_json(value: object) -> str:
+def embedded_json(value: object) -> Markup:
     """JSON for a script element of type application/json: ASCII, and without any letter that HTML could act on."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _source_hash(source: str) -> str:
-    """What a content security policy calls the inline source that it allows."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")
+def _tables(benchmark: Benchmark) -> list[tuple[str, tuple]]:
+    """(title, measures) of the tables by group: the first of the benchmark's, and all others side by side in one."""
+    columns = [(title, benchmark.columns(place)) for place, title in benchmark.tables.items()]
+    others = ", ".join(title for title, _ in columns[1:]).capitalize()
+    joined = [(others, sum((measures for _, measures in columns[1:]), ()))] if others else []
+    return [*columns[:1], *joined]
 
 
-def _footer(questions: int, pictured: int, chosen: bool) -> str:
-    if pictured == questions:
-        return f"All {questions} questions are shown with frames."
-    how = "those asked for" if chosen else "half of them those that lost most, the rest evenly over the ranking"
-    return (
-        f"{pictured} of {questions} questions are shown with frames ({how}); the others are listed with their scores. "
-        "python -m evaluation.report.page with --limit, --video or --question remakes this page."
-    )
+def _panels(scores: Sequence[dict], summary: dict, benchmark: Benchmark) -> list[dict]:
+    """Per group how many questions, those per bin of the headline measure (the last bin holds 1.0 too), and means."""
+    key, beside = benchmark.measures[0].key, [name for name, (kind, _) in benchmark.rows.items() if kind == "baseline"]
+    panels = []
+    for split in benchmark.splits:
+        values = [score["rows"]["model"][key] for score in scores if split in (OVERALL, score["q_type"])]
+        values = np.array([value for value in values if value is not None], dtype=np.float64)
+        if len(values):
+            bins = np.bincount(np.minimum((values * BINS + 1e-9).astype(int), BINS - 1), minlength=BINS).tolist()
+            cells = {row: summary["rows"][row]["table"][split][key] for row in ("model", *beside[:1])}
+            means = {row: cell["mean"] for row, cell in cells.items() if cell}
+            panels.append({"group": split, "questions": len(values), "bins": bins, "means": means})
+    return panels
 
 
 def build_parser() -> argparse.ArgumentParser:

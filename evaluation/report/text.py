@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from datasets.sample import QUESTION_TYPES
+from evaluation.benchmark import OVERALL, Measure, benchmark_of
 from evaluation.outputs import write_digests
 from evaluation.protocol import Protocol
-from evaluation.scoring.summary import OVERALL, best_baseline
+from evaluation.scoring.summary import best_baseline
 from utils.files import atomic_write, write_json
 from utils.terminal import one_line
 
-SPLITS = (OVERALL, *QUESTION_TYPES)
-
 RESERVED = ",#:\\"
 """Letters that have a meaning in a line of the text result, and are escaped in ids."""
+
+_FINAL = {"J": "J (Jaccard Index)", "F": "F (F-measure)", "JF": "JF (Average of J and F)"}
+"""Names of the means in the final block of the text result, in its order."""
 
 
 def write_results(
@@ -43,35 +44,44 @@ def result_lines(scores: Sequence[dict], summary: dict, protocol: Protocol) -> l
 
     Lines that do not start with "#" are those of the original evaluator, four decimals.
     """
+    benchmark, table = benchmark_of(summary), summary["rows"]["model"]["table"]
+    headline, columns = benchmark.measures[0], benchmark.columns("main")
     lines = [f"# {line}" for line in protocol.describe()]
     failed = summary["counts"]["questions_failed"]
     lines.append(f"# questions {len(scores)}, failed {failed} (each counts as 0)")
-    lines.append(f"# J&F with its {_interval_method(summary)}:")
-    table = summary["rows"]["model"]["table"]
-    lines += [f"#   {split} {interval_text(table[split]['JF'])}" for split in SPLITS]
+    lines.append(f"# {headline.label} with its {_interval_method(summary)}:")
+    lines += [f"#   {split} {interval_text(table[split][headline.key])}" for split in benchmark.splits]
     for score in scores:
-        row = score["rows"]["model"]
         names = ", ".join(one_line(score[key], RESERVED) for key in ("video_id", "query_id"))
-        lines.append(f"{names}, {row['JF']:.4f}, {row['J']:.4f}, {row['F']:.4f}")
-    lines += [
-        f"Final J (Jaccard Index): {mean_text(table[OVERALL]['J'])}",
-        f"Final F (F-measure): {mean_text(table[OVERALL]['F'])}",
-        f"Final JF (Average of J and F): {mean_text(table[OVERALL]['JF'])}",
-    ]
-    for name in QUESTION_TYPES:
-        lines += [
-            f"Final {name} J: {mean_text(table[name]['J'])}",
-            f"Final {name} F: {mean_text(table[name]['F'])}",
-            f"Final {name} JF (Average of {name} J and F): {mean_text(table[name]['JF'])}",
-        ]
+        values = [score["rows"]["model"][column.key] for column in columns]
+        lines.append(", ".join([names, *("-" if value is None else f"{value:.4f}" for value in values)]))
+    last = sorted(columns, key=lambda column: [*_FINAL, column.key].index(column.key))
+    for split in benchmark.splits:
+        for measure in last:
+            lines.append(f"Final {_final_name(measure, split)}: {mean_text(table[split][measure.key])}")
     return lines
 
 
 def format_report(summary: dict, protocol: Protocol) -> str:
     """The whole report for a terminal: contract, tables, counts; the tables are at most 120 columns wide."""
-    parts = ["\n".join(protocol.describe()), _main_table(summary), *_sides_tables(summary), _reference_table(summary)]
-    parts += [_token_table(summary), _counts_text(summary)]
+    benchmark, table = benchmark_of(summary), summary["rows"]["model"]["table"]
+    parts = ["\n".join(protocol.describe())]
+    for place, title in benchmark.tables.items():
+        parts.append(_group_table(title, table, benchmark.splits, benchmark.columns(place), interval_text))
+    parts.append(_reference_table(summary, benchmark.columns("reference")))
+    if benchmark.tokens:
+        tokens = summary["tokens"]["table"]
+        parts.append(_group_table("Answers", tokens, benchmark.splits, benchmark.tokens, _percent))
+    parts.append("\n".join([*count_sentences(summary), *_failure_lines(summary)]))
     return "\n\n".join(parts)
+
+
+def baseline(summary: dict) -> tuple[str, float] | None:
+    """The best baseline, see :func:`evaluation.scoring.summary.best_baseline`; None where there is none."""
+    rows = benchmark_of(summary).rows.values()
+    return (
+        best_baseline(summary) if summary["counts"]["questions"] and any(row[0] == "baseline" for row in rows) else None
+    )
 
 
 def layout(header: list[str], rows: list[list[str]]) -> str:
@@ -103,71 +113,47 @@ def interval_text(cell: dict | None, sign: str = "") -> str:
     return mean if cell["low"] is None else f"{mean} [{cell['low']:{sign}.4f}, {cell['high']:{sign}.4f}]"
 
 
-def _main_table(summary: dict) -> str:
-    return _interval_table("Result", summary["rows"]["model"]["table"], {"JF": "J&F", "J": "J", "F": "F"})
-
-
-def _sides_tables(summary: dict) -> list[str]:
-    """What J&F hides: it rewards silence, so quality inside the window, timing and the object stand beside it."""
-    table = summary["rows"]["model"]["table"]
-    inside = {"window_J": "in-window J", "window_F": "in-window F", "temporal_iou": "temporal IoU"}
-    chosen = {
-        "false_positive_rate": "false positives",
-        "object_accuracy": "right object",
-        "object_chance": "chance of a guess",
-    }
-    return [_interval_table("In the window", table, inside), _interval_table("Time and object", table, chosen)]
-
-
-def _interval_table(title: str, table: dict, measures: dict[str, str]) -> str:
-    """Mean and interval of some measures, overall and by type."""
+def _group_table(
+    title: str, table: dict, splits: Sequence[str], columns: Sequence[Measure], form: Callable[[dict | None], str]
+) -> str:
+    """Some measures, overall and by group."""
     rows = [
-        [split, str(table[split]["N"]), *(interval_text(table[split][measure]) for measure in measures)]
-        for split in SPLITS
+        [split, str(table[split]["N"]), *(form(table[split][column.key]) for column in columns)] for split in splits
     ]
-    return layout([title, "N", *measures.values()], rows)
+    return layout([title, "N", *(column.label for column in columns)], rows)
 
 
-def _reference_table(summary: dict) -> str:
-    header = ["Row", "kind", "J&F", "model - row", "J", "F", "in-window J", "temporal IoU"]
+def _reference_table(summary: dict, columns: Sequence[Measure]) -> str:
+    headline, *others = columns
+    header = ["Row", "kind", headline.label, "model - row", *(column.label for column in others)]
     rows = []
     for name, row in summary["rows"].items():
         cells = row["table"][OVERALL]
-        margin = "" if name == "model" else interval_text(summary["differences"][name]["table"][OVERALL]["JF"], "+")
-        plain = [mean_text(cells[measure]) for measure in ("J", "F", "window_J", "temporal_iou")]
-        rows.append([name, row["kind"], interval_text(cells["JF"]), margin, *plain])
+        margin = "" if name == "model" else interval_text(_margin(summary, name), "+")
+        plain = [mean_text(cells[column.key]) for column in others]
+        rows.append([name, row["kind"], interval_text(cells[headline.key]), margin, *plain])
     text = layout(header, rows)
-    if summary["counts"]["questions"]:
-        name, _ = best_baseline(summary)
-        cell = summary["differences"][name]["table"][OVERALL]["JF"]
-        text += f"\nJ&F is {cell['mean']:+.4f} against the best baseline ({name})"
+    best = baseline(summary)
+    if best is not None:
+        cell = _margin(summary, best[0])
+        text += f"\n{headline.label} is {cell['mean']:+.4f} against the best baseline ({best[0]})"
         if cell["low"] is not None:
             level = summary["interval"]["level"]
             text += f", paired {level:.0%} interval {cell['low']:+.4f} to {cell['high']:+.4f}"
     return text
 
 
-def _token_table(summary: dict) -> str:
-    """How the answers came about, in percent of the answers and of the listed frames."""
-    columns = {
-        "seg": "[SEG]",
-        "forced_seg": "appended",
-        "loc": "[LOC]",
-        "forced_loc": "appended",
-        "mask_frames": "frames with a mask",
-        "kept_frames": "after refinement",
-        "truth_frames": "ground truth",
-    }
-    table = summary["tokens"]["table"]
-    rows = [[split, str(table[split]["N"]), *(_percent(table[split][key]) for key in columns)] for split in SPLITS]
-    return layout(["Answers", "N", *columns.values()], rows)
+def _margin(summary: dict, row: str) -> dict | None:
+    """Model minus another row in the headline measure, over all questions."""
+    return summary["differences"][row]["table"][OVERALL][benchmark_of(summary).measures[0].key]
 
 
-def _counts_text(summary: dict) -> str:
+def count_sentences(summary: dict) -> list[str]:
+    """What was counted, for terminal and page."""
     counts = summary["counts"]
     frames = counts["listed_frames"] or 1
     lines = [
-        f"{counts['questions']} questions about {counts['videos']} videos",
+        f"{counts['questions']} questions about {counts['videos']} videos, {counts['listed_frames']} listed frames",
         f"[low, high]: {_interval_method(summary)}",
         f"{counts['listed_frames_with_empty_truth'] / frames:.1%} of the listed frames have an empty ground truth: "
         "what silence scores there is 1",
@@ -178,7 +164,7 @@ def _counts_text(summary: dict) -> str:
     ]
     if counts["questions_of_no_known_type"]:
         lines.append(f"{counts['questions_of_no_known_type']} questions of no known type count in {OVERALL} only")
-    return "\n".join(lines + _failure_lines(summary))
+    return lines
 
 
 def _failure_lines(summary: dict, limit: int = 20) -> list[str]:
@@ -205,6 +191,15 @@ def _failure_lines(summary: dict, limit: int = 20) -> list[str]:
 def _interval_method(summary: dict) -> str:
     interval = summary["interval"]
     return f"{interval['level']:.0%} interval ({interval['method']}, {interval['draws']} draws)"
+
+
+def _final_name(measure: Measure, split: str) -> str:
+    """A mean's name in the final block, as the original evaluator writes it."""
+    if split == OVERALL:
+        return _FINAL.get(measure.key, measure.label)
+    if measure.key == "JF":
+        return f"{split} JF (Average of {split} J and F)"
+    return f"{split} {measure.key if measure.key in _FINAL else measure.label}"
 
 
 def _percent(cell: dict | None) -> str:

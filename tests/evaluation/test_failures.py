@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluation.benchmark import find_benchmark
 from evaluation.report.failures import NAMES, breakdown, judge
 
 
@@ -117,11 +118,11 @@ def test_a_question_with_nothing_to_see_inside_its_window():
 
 def test_the_breakdown_adds_up():
     scores = [*CASES.values(), CASES["good"]]
-    table = breakdown(scores)
+    table = breakdown(scores, find_benchmark("groundmore"))
     assert [line["name"] for line in table] == list(NAMES)
     assert sum(line["questions"] for line in table) == 9
     mean = np.mean([score["rows"]["model"]["JF"] for score in scores])
     assert sum(line["lost"] for line in table) == pytest.approx(1 - mean)
     for line in table[1:]:
         assert line["timing"] + line["masks"] == pytest.approx(line["lost"])
-    assert breakdown([])[0]["questions"] == 0
+    assert breakdown([], find_benchmark("groundmore"))[0]["questions"] == 0

@@ -118,20 +118,11 @@ function timelineText(question) {
 }
 
 function scoreList(question) {
-  const row = question.scores;
-  const pairs = [
-    ["J&F", row.JF],
-    ["J", row.J],
-    ["F", row.F],
-    ["in-window J", row.window_J],
-    ["in-window F", row.window_F],
-    ["temporal IoU", row.temporal_iou],
-    ["false positives", row.false_positive_rate],
-  ];
-  const items = pairs.map(([label, value]) => make("li", {}, make("b", {}, number(value)), label));
-  if (row.object_accuracy !== null && row.object_accuracy !== undefined) {
-    items.push(make("li", {}, make("b", {}, row.object_accuracy ? "yes" : "no"), "right object"));
-  }
+  const items = DATA.measures.map(([key, label, format]) => {
+    const value = question.scores[key];
+    if (format === "?" && typeof value !== "number") return null;
+    return make("li", {}, make("b", {}, format === "?" ? (value ? "yes" : "no") : number(value)), label);
+  });
   return make("ul", { class: "scores" }, ...items);
 }
 

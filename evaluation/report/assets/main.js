@@ -17,7 +17,7 @@ function listItem(question) {
       "span",
       { class: "meta" },
       make("span", { class: "badge", "data-name": question.name }, question.name),
-      make("b", {}, number(question.scores.JF)),
+      make("b", {}, number(question.scores[DATA.measures[0][0]])),
       make("span", {}, question.type),
     ),
   );
