@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from evaluation.benchmark import OVERALL, benchmark_of
 from evaluation.outputs import note_foreign_file, read_whole, reading_results
+from evaluation.scoring.summary import best_baseline
 from utils.errors import ConfigError, MoraError, Problems
 from utils.files import atomic_write
 from utils.paths import user_path
@@ -31,19 +33,10 @@ RUNS = {
     "shuffled": "the LLM sees the frames in random order",
     "referring": "plain referring: the question names the object",
 }
-COLUMNS = {
-    "JF": "J&F",
-    "J": "J",
-    "F": "F",
-    "window_J": "in-window J",
-    "temporal_iou": "temporal IoU",
-    "object_accuracy": "right object",
-}
 WITH_INTERVAL = ("JF", "window_J")
 """Columns that show the 95% interval; with more of them the lines would be too long to read."""
 
 HEAD = "By question type ([low, high]: 95% interval, bootstrap clustered by video):"
-TYPES = ("Overall", "Causal", "Sequential", "Counterfactual", "Descriptive")
 
 
 def cell(measure: dict | None, interval: bool = False) -> str:
@@ -55,24 +48,23 @@ def cell(measure: dict | None, interval: bool = False) -> str:
     return f"{mean:.3f} [{low:.2f}, {high:.2f}]" if interval and low is not None else f"{mean:.3f}"
 
 
-def line(name: str, values: dict) -> str:
-    """One row of a table."""
-    cells = [cell(values.get(key), key in WITH_INTERVAL) for key in COLUMNS]
-    return f"| {name} | {values['N']} | " + " | ".join(cells) + " |"
-
-
-def table(rows: list[tuple[str, dict]], first: str) -> list[str]:
-    """A Markdown table."""
-    head = f"| {first} | N | " + " | ".join(COLUMNS.values()) + " |"
-    return [head, "|---" * (2 + len(COLUMNS)) + "|", *(line(name, values) for name, values in rows)]
+def table(rows: list[tuple[str, dict]], first: str, summary: dict) -> list[str]:
+    """A Markdown table of the measures that the benchmark names for it."""
+    columns = benchmark_of(summary).columns("demo")
+    lines = [[first, "N", *(column.label for column in columns)]]
+    for name, values in rows:
+        cells = [cell(values.get(column.key), column.key in WITH_INTERVAL) for column in columns]
+        lines.append([name, str(values["N"]), *cells])
+    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    return [head, "|---" * len(lines[0]) + "|", *body]
 
 
 def margin(summary: dict) -> str:
     """The model's J&F minus that of the best baseline, with its paired interval where there is one."""
-    name = max(("all_empty", "whole_frame"), key=lambda row: summary["rows"][row]["table"]["Overall"]["JF"]["mean"])
-    model, baseline = (summary["rows"][row]["table"]["Overall"]["JF"]["mean"] for row in ("model", name))
+    name, baseline = best_baseline(summary)
+    model = summary["rows"]["model"]["table"][OVERALL]["JF"]["mean"]
     text = f"J&F is {model - baseline:+.3f} against the best baseline ({name})"
-    difference = summary.get("differences", {}).get(name, {}).get("table", {}).get("Overall", {}).get("JF") or {}
+    difference = summary.get("differences", {}).get(name, {}).get("table", {}).get(OVERALL, {}).get("JF") or {}
     if difference.get("low") is not None:
         text += f", paired 95% interval {difference['low']:+.3f} to {difference['high']:+.3f}"
     return f"{text}."
@@ -93,17 +85,16 @@ def summarise(folder: Path) -> str:
 
 
 def _tables(summary: dict, folder: Path) -> str:
-    main = summary["rows"]
-    lines = [HEAD, ""]
-    lines += table([(kind, main["model"]["table"][kind]) for kind in TYPES], "MoRA-tiny")
+    main, splits = summary["rows"], benchmark_of(summary).splits
+    lines = [HEAD, "", *table([(split, main["model"]["table"][split]) for split in splits], "MoRA-tiny", summary)]
     lines += ["", "Beside it:", ""]
-    rows = [(name, main[key]["table"]["Overall"]) for name, key in ROWS.values()]
+    rows = [(name, main[key]["table"][OVERALL]) for name, key in ROWS.values()]
     for run, name in RUNS.items():
         path = folder / "eval" / run / "summary.json"
         if path.is_file():
-            rows.append((name, read_whole(path)["rows"]["model"]["table"]["Overall"]))
-    lines += table(rows, "row")
-    chance = cell(main["model"]["table"]["Overall"]["object_chance"])
+            rows.append((name, read_whole(path)["rows"]["model"]["table"][OVERALL]))
+    lines += table(rows, "row", summary)
+    chance = cell(main["model"]["table"][OVERALL]["object_chance"])
     lines += ["", f"{margin(summary)} A random visible object is right in {chance} of the questions."]
     return "\n".join(lines)
 

@@ -61,7 +61,9 @@ def test_summary_compares_with_the_best_baseline(tmp_path):
         name: table(JF=value)
         for name, value in {"no_refinement": 0.3, "perfect_timing": 0.9, "all_empty": 0.45, "whole_frame": 0.1}.items()
     }
-    rows["model"] = table(**numbers)
+    for name, row in rows.items():
+        row["kind"] = "baseline" if name in ("all_empty", "whole_frame") else "other"
+    rows["model"] = {**table(**numbers), "kind": "result"}
     rows["model"]["table"].update(
         {kind: rows["model"]["table"]["Overall"] for kind in ("Causal", "Sequential", "Counterfactual", "Descriptive")}
     )
