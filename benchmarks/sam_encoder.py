@@ -90,7 +90,7 @@ def read_encoder(path: str) -> tuple[SamVisionConfig, dict[str, Tensor]]:
     Raises:
         CheckpointError: the file is unreadable or holds no SAM.
     """
-    tensors, _ = read_sam(path)
+    tensors = read_sam(path)
     prefix = "vision_encoder."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return sam_config_of(tensors).vision_config, state

@@ -34,12 +34,6 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return card
 
 
-def exported_digests(folder: Path) -> dict[str, str]:
-    """What an export said its weights are; {} for a folder without a card."""
-    card = read_card(folder)
-    return {} if card is None else card["digests"]
-
-
 def require_undamaged(folder: Path, exported: Mapping[str, str], report: LoadReport) -> None:
     """Compare the weights of an export with its card; what other files had to fill in is not looked at.
 

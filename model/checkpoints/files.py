@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -201,21 +202,23 @@ def _shards(index_path: Path, weight_map: Mapping[str, Any]) -> dict[Path, set[s
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     """Read one weight file."""
-    size = path.stat().st_size
     if is_pointer(path):
         raise CheckpointError(f"{path}: {POINTER}")
+    size = path.stat().st_size
+    broken = f"{path}: cannot be read: truncated or damaged at {size:,} bytes; download or write it again"
     if path.suffix == ".safetensors":
         try:
             return load_file(path, device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{_broken(path, size)} ({error})") from None
+            raise CheckpointError(f"{broken} ({error})") from None
     if what := _kind_of_text(path):
         raise CheckpointError(
             f"{path}: {what}, not weights; name a .safetensors, .bin, .pt or .pth file, an *.index.json of shards, or "
             "the folder that holds them"
         )
     try:
-        content = _load_archive(path)
+        # Older pickles cannot be memory-mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged bytes fail in a dozen ways: bad zip, bad pickle, bad text, missing key ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "Weights only load failed" in str(error):
@@ -225,7 +228,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                 f"{path}: refused: it holds more than tensors ({culprit[1] if culprit else 'a pickled object'}) and "
                 "could run code when opened; save its tensors again as safetensors where it is trusted"
             ) from None
-        raise CheckpointError(f"{_broken(path, size)} ({reason})") from None
+        raise CheckpointError(f"{broken} ({reason})") from None
     return _unwrap(content, path)
 
 
@@ -240,18 +243,6 @@ def _kind_of_text(path: Path) -> str | None:
     if not text or not all(character.isprintable() or character.isspace() for character in text):
         return None
     return "a JSON file" if text[0] in "{[" else "a text file"
-
-
-def _load_archive(path: Path) -> Any:
-    """Open a PyTorch archive; memory-mapped if its format allows (older pickles do not)."""
-    with open(path, "rb") as stream:
-        zipped = stream.read(4) == b"PK\x03\x04"
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-
-
-def _broken(path: Path, size: int) -> str:
-    """Message for a file that does not open."""
-    return f"{path}: cannot be read: truncated or damaged at {size:,} bytes; download or write it again"
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

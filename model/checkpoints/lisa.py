@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import LlamaConfig
 
-from model.checkpoints.clip import clip_config, fill_tower, rename_clip
+from model.checkpoints.clip import clip_config, fill_tower
 from model.checkpoints.files import checkpoint_json, read_state_dict, strip_wrappers
 from model.checkpoints.layout import Reading, Request, build_config, new_parts, require_sizes
 from model.checkpoints.report import shapes_of
@@ -25,9 +25,6 @@ from model.config import MoraConfig
 from model.fields import COMMON, FLAG, LAYERS, LLAMA, SIZE, WORD, Rule, building, note_problems, optional, shown, whole
 from utils.errors import CheckpointError, ConfigError, Problems
 from utils.hub import resolve_folder
-
-LLAMA_FIELDS = tuple(name for name in LLAMA if name not in {*COMMON, "attention_dropout", "partial_rotary_factor"})
-"""Fields of ``config.json`` that shape the decoder. Llama 1, Vicuna and Llama 2 differ in some of them."""
 
 LLAVA_FIELDS: dict[str, Rule] = {
     "mm_vision_select_layer": whole(-LAYERS, LAYERS),
@@ -39,14 +36,24 @@ LLAVA_FIELDS: dict[str, Rule] = {
 """What LLaVA's and LISA's own fields may hold."""
 
 _SAM = "model.visual_model."
-_TOWER = "model.vision_tower.vision_tower."
 _PROJECTOR = "model.mm_projector."
-_READ_OUT = "model.text_hidden_fcs."
 
-_CONSTANT = re.compile(r"(.*\.rotary_emb\.inv_freq|model\.visual_model\.pixel_(mean|std))$")
+_IGNORED = re.compile(
+    r"(.*\.rotary_emb\.inv_freq|model\.visual_model\.pixel_(mean|std)|model\.vision_tower\..*\.position_ids)$"
+)
 """Buffers that old versions stored; they follow from the configuration."""
 
-_DECODER = re.compile(r"(lm_head\.weight|model\.(embed_tokens|norm|layers\.\d+)\..*)$")
+_RENAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(lm_head\.weight|model\.(?:embed_tokens|norm|layers\.\d+)\..*)$", r"language_model.\1"),
+        (r"model\.mm_projector\.(\d.*)$", r"projector.layers.\1"),
+        (r"model\.mm_projector\.(.*)$", r"projector.layers.0.\1"),
+        (r"model\.(text_hidden_fcs\..*)$", r"\1"),
+        (r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.*)$", r"vision_tower.\1"),
+    )
+)
+"""Published name to ours, all but SAM's; the first that fits."""
 
 
 def read(request: Request) -> Reading:
@@ -54,9 +61,8 @@ def read(request: Request) -> Reading:
     folder, published, report = request.folder, request.stored, request.report
     state = strip_wrappers(read_state_dict(folder))
     text_config, projector = llama_config(published, state, folder / "config.json"), projector_kind(state)
-    tensors, unknown, ignored = rename_published(state)
+    tensors, ignored = rename_published(state)
     del state
-    report.unexpected.update(shapes_of(unknown))
     report.ignored.update(shapes_of(ignored))
     fill_sam(tensors, request.vision_pretrained, report)
     name = request.vision_tower or published.get("vision_tower") or published.get("mm_vision_tower")
@@ -112,7 +118,9 @@ def llama_config(config: Mapping[str, Any], state: Mapping[str, Tensor], path: P
     problems = Problems()
     note_problems(config, {**LLAMA, **LLAVA_FIELDS}, problems)
     problems.raise_if_any(ConfigError, f"{path}: use the config.json saved with these weights")
-    fields = {name: config[name] for name in LLAMA_FIELDS if config.get(name) is not None}
+    # Llama 1, Vicuna and Llama 2 differ in some of them.
+    shape = LLAMA.keys() - {*COMMON, "attention_dropout", "partial_rotary_factor"}
+    fields = {name: config[name] for name in shape if config.get(name) is not None}
     fields["vocab_size"] = state["model.embed_tokens.weight"].shape[0]
     fields.setdefault("tie_word_embeddings", False)
     with building(str(path)):
@@ -135,41 +143,22 @@ def projector_kind(state: Mapping[str, Tensor]) -> str:
     raise CheckpointError(f"{_PROJECTOR}*: has {sorted(names)}; known are one linear layer, or two with GELU")
 
 
-def rename_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def rename_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sort the tensors of a published checkpoint.
 
     Returns:
-        (renamed, unknown, ignored): tensors under the names of :class:`model.mora.MoraModel`, tensors that have no
-        place there, and constants left out on purpose, both under their own names. SAM is renamed as well.
+        (renamed, ignored): tensors under the names of :class:`model.mora.MoraModel`, SAM's as well, those that have no
+        place there under their own; and constants left out on purpose.
     """
-    renamed: dict[str, Tensor] = {}
-    sam: dict[str, Tensor] = {}
-    tower: dict[str, Tensor] = {}
-    unknown: dict[str, Tensor] = {}
-    ignored: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if _CONSTANT.match(name):
-            ignored[name] = tensor
-        elif name.startswith(_SAM):
-            sam[name.removeprefix(_SAM)] = tensor
-        elif _DECODER.match(name):
-            renamed[f"language_model.{name}"] = tensor
-        elif name.startswith(_PROJECTOR):
-            bare = name.removeprefix(_PROJECTOR)
-            renamed[f"projector.layers.{bare if bare[0].isdigit() else '0.' + bare}"] = tensor
-        elif name.startswith(_READ_OUT):
-            renamed[name.removeprefix("model.")] = tensor
-        elif name.startswith(_TOWER):
-            tower[name.removeprefix(_TOWER)] = tensor
-        else:
-            unknown[name] = tensor
-    fitting, strange = rename_sam(sam)
-    renamed.update({f"sam.{name}": tensor for name, tensor in fitting.items()})
-    unknown.update({_SAM + name: tensor for name, tensor in strange.items()})
-    clip, extras = rename_clip(tower)
-    renamed.update({f"vision_tower.{name}": tensor for name, tensor in clip.items()})
-    ignored.update({_TOWER + name: tensor for name, tensor in extras.items()})
-    return renamed, unknown, ignored
+    ignored = {name: tensor for name, tensor in state.items() if _IGNORED.match(name)}
+    rest = {name: tensor for name, tensor in state.items() if name not in ignored}
+    sam = rename_sam({name.removeprefix(_SAM): rest[name] for name in rest if name.startswith(_SAM)})
+    renamed = {f"sam.{name}": tensor for name, tensor in sam.items()}
+    for name, tensor in rest.items():
+        if not name.startswith(_SAM):
+            matches = ((pattern.match(name), ours) for pattern, ours in _RENAMES)
+            renamed[next((match.expand(ours) for match, ours in matches if match), name)] = tensor
+    return renamed, ignored
 
 
 def _token_id(folder: Path, token: str, vocabulary: int) -> int | None:
@@ -197,39 +186,32 @@ def find_token_id(folder: Path, token: str) -> int | None:
     """
     for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json"):
         path = folder / name
-        if not path.is_file():
-            continue
-        content = checkpoint_json(path)
+        content = _object(checkpoint_json(path)) if path.is_file() else {}
         # Only added_tokens.json is a plain table of tokens; elsewhere a word at the top is the name of a part.
-        table = {"model": {"vocab": content}} if name == "added_tokens.json" else content
-        found = _id_in(table, token)
-        if found is _UNNAMED:
-            continue
-        if type(found) is not int or found < 0:
-            raise CheckpointError(
-                f"{path}: the id of {token} is {shown(found)}, not a whole number from 0; take the file that was saved "
-                "with the weights"
-            )
-        return found
+        named = content.items() if name == "added_tokens.json" else _tokens_in(content)
+        for text, found in named:
+            if text != token:
+                continue
+            if type(found) is not int or found < 0:
+                raise CheckpointError(
+                    f"{path}: the id of {token} is {shown(found)}, not a whole number from 0; take the file that was "
+                    "saved with the weights"
+                )
+            return found
     return None
 
 
-_UNNAMED = object()
-"""Instead of an id, where a file does not name a token; null may be what it gives as the id."""
-
-
-def _id_in(content: Any, token: str) -> Any:
-    """What one tokenizer file, by its content, gives as the token's id."""
-    if not isinstance(content, dict):
-        return _UNNAMED
+def _tokens_in(content: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Tokens that ``tokenizer.json`` or ``tokenizer_config.json`` names, with what it gives as their ids."""
     added = content.get("added_tokens")
-    for entry in added if isinstance(added, list) else ():
-        if isinstance(entry, dict) and entry.get("content") == token:
-            return entry.get("id")
-    decoder = content.get("added_tokens_decoder")
-    for number, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(entry, dict) and entry.get("content") == token:
-            return int(number) if number.isascii() and number.isdigit() and len(number) < 10 else number
-    model = content.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    return vocabulary.get(token, _UNNAMED) if isinstance(vocabulary, dict) else _UNNAMED
+    for entry in map(_object, added if isinstance(added, list) else ()):
+        yield entry.get("content"), entry.get("id")
+    for number, entry in _object(content.get("added_tokens_decoder")).items():
+        whole_number = number.isascii() and number.isdigit() and len(number) < 10
+        yield _object(entry).get("content"), int(number) if whole_number else number
+    yield from _object(_object(content.get("model")).get("vocab")).items()
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one instead of anything else."""
+    return value if isinstance(value, dict) else {}

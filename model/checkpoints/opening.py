@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from model.checkpoints.card import exported_digests, require_undamaged
+from model.checkpoints.card import read_card, require_undamaged
 from model.checkpoints.files import read_config
 from model.checkpoints.layout import Reading, Request
 from model.checkpoints.report import LoadReport
@@ -22,13 +22,9 @@ from utils.errors import CheckpointError
 from utils.finite import require_finite
 from utils.hub import require_local, resolve_folder
 
-_LLAVA = "model.checkpoints.lisa"
 LAYOUTS = {
     "mora": "model.checkpoints.own",
-    "llava": _LLAVA,
-    "llava_llama": _LLAVA,
-    "lisa": _LLAVA,
-    "mora_llava": _LLAVA,
+    **dict.fromkeys(("llava", "llava_llama", "lisa", "mora_llava"), "model.checkpoints.lisa"),
 }
 """``model_type`` of a folder's ``config.json`` to the module whose ``read`` reads it."""
 
@@ -78,11 +74,12 @@ def load_any(
     reading, report = _read(folder, vision_pretrained, vision_tower, overrides)
     if attn_implementation is not None:
         reading.config.text_config._attn_implementation = attn_implementation
-    exported = exported_digests(folder)
-    if digest or exported:
+    card = read_card(folder)
+    if digest or card:
         report.digests = digests_by_part(reading.tensors)
     model = _assemble(reading, report, device, dtype, seed, [*allow_missing, *reading.fresh], allow_unexpected)
-    require_undamaged(folder, exported, report)
+    if card:
+        require_undamaged(folder, card["digests"], report)
     return model, report
 
 

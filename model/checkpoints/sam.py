@@ -13,7 +13,7 @@ from transformers import SamConfig
 
 from model.checkpoints.files import read_state_dict
 from model.checkpoints.layout import count_layers
-from model.checkpoints.report import LoadReport, shapes_of
+from model.checkpoints.report import LoadReport
 from model.segmenters import sam_config
 from utils.errors import CheckpointError
 
@@ -46,59 +46,56 @@ _RENAMES = (
 """From the original's names to those of ``transformers``, one after the other."""
 
 _PARTS = {
-    "image encoder": ("vision_encoder.",),
-    "prompt encoder": ("prompt_encoder.", "shared_image_embedding."),
-    "mask decoder": ("mask_decoder.",),
+    "vision_encoder": "image encoder",
+    "prompt_encoder": "prompt encoder",
+    "shared_image_embedding": "prompt encoder",
+    "mask_decoder": "mask decoder",
 }
-"""Parts of SAM that are filled as a whole or not at all, with the prefixes of their tensors (our names)."""
+"""First word of a tensor's name (ours) to the part of SAM, which is filled as a whole or not at all."""
 
 _POSITIONS = "shared_image_embedding.positional_embedding"
 
 
-def rename_sam(state: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
+def rename_sam(state: Mapping[str, Value]) -> dict[str, Value]:
     """Rename a SAM checkpoint to the names of :class:`model.segmenters.sam.SamSegmenter`.
 
     Args:
         state: by the names of ``segment_anything`` or of ``transformers.SamModel``.
 
     Returns:
-        (renamed, unknown): values under our names, and those that belong to no part of SAM, under their own.
+        The same values; one whose name neither layout has keeps it.
     """
-    original = not any(name.startswith(("vision_encoder.", "shared_image_embedding.")) for name in state)
-    prefixes = tuple(prefix for part in _PARTS.values() for prefix in part)
-    renamed: dict[str, Value] = {}
-    unknown: dict[str, Value] = {}
+    if any(name.startswith(("vision_encoder.", "shared_image_embedding.")) for name in state):
+        renamed = dict(state)
+        # ``SamModel`` may store its position matrix a second time, under this name.
+        repeated = renamed.pop("prompt_encoder.shared_embedding.positional_embedding", None)
+        return renamed if repeated is None else {_POSITIONS: repeated, **renamed}
+    renamed = {}
     for name, value in state.items():
-        ours = name
-        for pattern, replacement in _RENAMES if original else ():
-            ours = re.sub(pattern, replacement, ours)
-        if ours.startswith(prefixes):
-            renamed[ours] = value
-        else:
-            unknown[name] = value
-    # ``SamModel`` may store its position matrix a second time, under this name.
-    repeated = renamed.pop("prompt_encoder.shared_embedding.positional_embedding", None)
-    if repeated is not None:
-        renamed.setdefault(_POSITIONS, repeated)
-    return renamed, unknown
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
 
 
-def read_sam(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read a SAM checkpoint of the original or the transformers layout.
+def read_sam(path: str | Path) -> dict[str, Tensor]:
+    """Read a SAM checkpoint of the original or the transformers layout; see :func:`rename_sam`.
 
     Args:
         path: ``sam_vit_h_4b8939.pth`` or the like, or a folder of ``transformers.SamModel``.
 
-    Returns:
-        See :func:`rename_sam`.
-
     Raises:
         CheckpointError: unreadable, or nothing in it belongs to SAM.
     """
-    renamed, unknown = rename_sam(read_state_dict(path))
-    if not renamed:
+    tensors = rename_sam(read_state_dict(path))
+    if not any(_part_of(name) for name in tensors):
         raise CheckpointError(f"{path}: no tensor of SAM in it; expected sam_vit_h_4b8939.pth or a SamModel folder")
-    return renamed, unknown
+    return tensors
+
+
+def _part_of(name: str) -> str | None:
+    """The part of SAM that a tensor belongs to; None for a stranger."""
+    return _PARTS.get(name.partition(".")[0])
 
 
 def fill_sam(tensors: dict[str, Tensor], vision_pretrained: str | Path | None, report: LoadReport) -> None:
@@ -113,36 +110,33 @@ def fill_sam(tensors: dict[str, Tensor], vision_pretrained: str | Path | None, r
         CheckpointError: a part is missing and there is no SAM checkpoint, or that has not got it either; or the file is
             no SAM, even if it is not needed: a wrong path should not wait to be noticed.
     """
-    lacking = {
-        part: prefixes
-        for part, prefixes in _PARTS.items()
-        if not any(name.removeprefix("sam.").startswith(prefixes) for name in tensors if name.startswith("sam."))
-    }
+    there = {_part_of(name.removeprefix("sam.")) for name in tensors if name.startswith("sam.")}
+    lacking = [part for part in dict.fromkeys(_PARTS.values()) if part not in there]
     if vision_pretrained is None:
         if lacking:
             raise CheckpointError(
                 f"{report.source}: has no SAM {', '.join(lacking)}; give a SAM checkpoint (--vision_pretrained)"
             )
         return
-    source, unknown = read_sam(vision_pretrained)
+    source = read_sam(vision_pretrained)
     if not lacking:
-        _examine(vision_pretrained, source, unknown)
+        _examine(vision_pretrained, source)
         report.notes.append(f"{vision_pretrained} NOT USED: the checkpoint brings all of SAM, trained")
         return
-    report.unexpected.update(shapes_of(unknown))
-    for part, prefixes in lacking.items():
-        found = {f"sam.{name}": tensor for name, tensor in source.items() if name.startswith(prefixes)}
-        if not found:
+    for part in lacking:
+        if part not in map(_part_of, source):
             raise CheckpointError(f"{vision_pretrained}: has no {part} either, which {report.source} lacks")
-        tensors.update(found)
         report.notes.append(f"SAM {part} from {vision_pretrained}")
+    # Strangers as well, so that they are named.
+    tensors.update({f"sam.{name}": tensor for name, tensor in source.items() if _part_of(name) in (*lacking, None)})
 
 
-def _examine(path: str | Path, tensors: Mapping[str, Tensor], unknown: Mapping[str, Tensor]) -> None:
+def _examine(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that is no SAM. It is mapped, so little more than its list of tensors is read."""
+    unknown = [name for name in tensors if not _part_of(name)]
     if unknown:
         raise CheckpointError(
-            f"{path}: {len(unknown)} of its tensors have no place in SAM ({', '.join(list(unknown)[:3])} …); give "
+            f"{path}: {len(unknown)} of its tensors have no place in SAM ({', '.join(unknown[:3])} …); give "
             "sam_vit_h_4b8939.pth or a SamModel folder (--vision_pretrained), or leave it out: it is not needed here"
         )
     if any(name.startswith("vision_encoder.") for name in tensors):

@@ -85,8 +85,7 @@ def pair(request, original):
     """(original, ours) holding the same weights; ours is built from the tensors' shapes alone."""
     theirs = build_original(original, **CASES[request.param])
     state = theirs.state_dict()
-    renamed, unknown = rename_sam(state)
-    assert not unknown
+    renamed = rename_sam(state)
     ours = SamSegmenter(sam_config_of(renamed)).eval()
     ours.load_state_dict(renamed, strict=True)
     return theirs, ours
@@ -178,8 +177,8 @@ def test_full_size_names_and_shapes(original):
         theirs = build_original_meta(original, case)
         ours = SamSegmenter(sam_config())
     state = theirs.state_dict()
-    renamed, unknown = rename_sam(state)
-    assert len(state) == len(renamed) == 594 and not unknown
+    renamed = rename_sam(state)
+    assert len(state) == len(renamed) == 594
     assert {name: tensor.shape for name, tensor in renamed.items()} == {
         name: tensor.shape for name, tensor in ours.state_dict().items()
     }

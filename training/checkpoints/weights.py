@@ -53,8 +53,7 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return plain
     if not any(name.startswith("model.") for name in plain):
         return plain
-    renamed, unknown, _ = rename_published(plain)
-    return {**renamed, **unknown}
+    return rename_published(plain)[0]
 
 
 def adapter_rank(state: Mapping[str, Tensor]) -> int:
