@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
 from datasets.corpora.groundmore import GroundMoRe
 from datasets.sample import Question, VideoRecord
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.settings import WorldSettings
+from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from evaluation.protocol import Protocol
 from model import presets
