@@ -70,11 +70,6 @@ class Reader(Sequence):
     def __iter__(self) -> Iterator[VideoRecord]:
         return iter(self._records)
 
-    @property
-    def num_queries(self) -> int:
-        """Expressions or questions over all records."""
-        return sum(len(record.questions) for record in self._records)
-
     def check(self, deep: bool = True) -> None:
         """Look for the mistakes that are too slow to look for when the corpus is opened.
 
