@@ -70,20 +70,15 @@ class Reader(Sequence):
     def __iter__(self) -> Iterator[VideoRecord]:
         return iter(self._records)
 
-    def check(self, deep: bool = True) -> None:
+    def check(self) -> None:
         """Look for the mistakes that are too slow to look for when the corpus is opened.
 
         Those made in the annotation file were found then; this reads every frame's header and every mask: unreadable
         files, sizes that differ, object ids absent from every mask of their clip.
 
-        Args:
-            deep: False returns at once.
-
         Raises:
             DataError: as for the constructor; with ``on_problem="skip"`` the entries concerned are dropped instead.
         """
-        if not deep:
-            return
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             checked = list(pool.map(_check_record, self._records))
         problems = Problems()

@@ -165,10 +165,6 @@ class Clip:
     mask_paths: tuple[Path | None, ...]
     beyond: str | None = None
 
-    def frames_without_mask(self, window: tuple[int, int]) -> list[int]:
-        """The frames of a window that have no mask file."""
-        return [k for k in range(window[0], window[1] + 1) if self.mask_paths[k] is None]
-
 
 def open_clip(folder: Path, video_id: str, problems: Problems) -> Clip:
     """Parse the id, list the frames and find their masks; mistakes are noted."""

@@ -15,6 +15,7 @@ from evaluation.report.text import format_report, result_lines
 from evaluation.scoring.score import score_corpus
 from evaluation.scoring.statistics import VideoBootstrap
 from evaluation.scoring.summary import summarise
+from tests.targets import read_target
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.terminal import one_line
@@ -54,7 +55,7 @@ def test_a_record_of_another_question_is_not_taken(corpus, dummy_predictor, tmp_
 
 
 def run(videos, dummy_predictor, folder):
-    predictor = dummy_predictor(videos, PROTOCOL, lambda v, q, i: v.read_target(q, i))
+    predictor = dummy_predictor(videos, PROTOCOL, lambda v, q, i: read_target(v, q, i))
     mark = open_run(folder, PROTOCOL.prediction_settings())
     predict_corpus(videos, predictor, folder, PROTOCOL, mark, options=Options(0, quiet=True))
     return folder

@@ -21,6 +21,7 @@ from evaluation.scoring import score as module
 from evaluation.scoring.pool import ScoringPool
 from evaluation.scoring.score import score_corpus
 from evaluation.sources import source_files, sources_digest
+from tests.targets import read_target
 
 PROTOCOL = make_protocol(num_frames=8)
 ALPHA, BETA = "alpha_0000_0004", "beta_0110_0114"
@@ -37,7 +38,7 @@ def data(corpus_paths, tmp_path):
 def folder(data, dummy_predictor, tmp_path):
     """A run folder with records of perfect masks."""
     corpus = GroundMoRe(*data)
-    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: v.read_target(q, i), lambda *_: 0.7)
+    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: read_target(v, q, i), lambda *_: 0.7)
     mark = open_run(tmp_path / "out", PROTOCOL.prediction_settings())
     predict_corpus(corpus, predictor, tmp_path / "out", PROTOCOL, mark)
     return tmp_path / "out"

@@ -19,6 +19,7 @@ from datasets.tokenization import load_tokenizer
 from evaluation.metrics import score_clip
 from model.checkpoints import load_any
 from model.presets import build
+from tests.targets import read_target
 from tests.training.conftest import small_config
 from training.checkpoints.store import read_run_card
 from training.checkpoints.weights import plain_name, read_weights
@@ -228,7 +229,7 @@ def test_overfitting_eight_samples(flags, tmp_path, tiny_corpus, tiny_base):
         prompt = encode_prompt(groundmore_question(query.text), model.config.template, tokenizer)
         (answer,) = model.answer(context, [prompt], eos_token_id=tokenizer.eos_id)
         assert query.answer in tokenizer.decode(answer.token_ids[0])
-        truth = np.stack([record.read_target(query, int(index)) for index in chosen])
+        truth = np.stack([read_target(record, query, int(index)) for index in chosen])
         j, f = score_clip(truth, (answer.mask_logits > 0).numpy())
         scores.append((j.mean() + f.mean()) / 2)
         inside = query.in_window(chosen)
