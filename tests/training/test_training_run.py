@@ -28,6 +28,7 @@ from training.export import parse_arguments as parse_export
 from training.run import changed_flags, train
 from training.settings import parse_arguments
 from utils.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from utils.flags import values_of
 from utils.video import read_frame
 
 pytestmark = pytest.mark.slow
@@ -82,8 +83,8 @@ def test_exactly_the_published_set_learns(flags, tmp_path, tiny_base):
 def test_no_frozen_tensor_moves(flags, monkeypatch):
     kept = {}
 
-    def remember(args, world, resuming):
-        kept["parts"] = prepare(args, world, resuming)
+    def remember(settings, world, resuming):
+        kept["parts"] = prepare(settings, world, resuming)
         kept["before"] = {name: value.clone() for name, value in kept["parts"].model.state_dict().items()}
         return kept["parts"]
 
@@ -106,7 +107,7 @@ def test_going_on_is_the_same_as_never_stopping(flags, tmp_path):
     train(flags("--workers", "1", "--save_every_steps", "1", "--exp_name", "whole"))
     args = flags("--workers", "1", "--save_every_steps", "1", "--max_minutes", "1e-9")
     assert train(args) == 1
-    args.max_minutes = 0.0
+    args.run.max_minutes = 0.0
     assert train(args) == 4
     whole, parts = (read_weights(tmp_path / name / "ckpt_model") for name in ("whole", "run"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -137,7 +138,7 @@ def test_init_from_takes_weights_only_and_auto_resume_wins(flags, tmp_path):
     assert train(args) == 2
     second = read_weights(tmp_path / "run" / "ckpt_model")
     assert all(torch.allclose(first[name], second[name], atol=1e-9) for name in first)
-    args.init_from = str(tmp_path / "nowhere")
+    args.run.init_from = str(tmp_path / "nowhere")
     assert train(args) == 2, "the second launch goes on and does not look at --init_from"
 
 
@@ -164,7 +165,7 @@ def test_a_checkpoint_without_latest_stops_the_run(flags, tmp_path):
 
 
 def test_changed_flags_are_reported(flags):
-    card = {"args": vars(flags("--lr", "1e-4", "--num_frames", "4"))}
+    card = {"args": values_of(flags("--lr", "1e-4", "--num_frames", "4"))}
     assert changed_flags(flags("--lr", "2e-4"), card) == ["--num_frames: 4 -> 3", "--lr: 0.0001 -> 0.0002"]
 
 
