@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -12,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 
+from evaluation.benchmark import OVERALL, find_benchmark
 from evaluation.compare import format_comparison, main
 from evaluation.comparison import compare, differing_settings, read_scored_run
 from evaluation.engine.predict import predict_corpus
@@ -19,10 +21,13 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run
 from evaluation.report.text import write_results
 from evaluation.scoring.score import score_corpus
-from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, summarise
+from evaluation.scoring.summary import summarise
 from tests.targets import read_target
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
+
+MEASURES = {measure.key: measure.meaning for measure in find_benchmark().measures}
+ROWS = find_benchmark().rows
 
 KINDS = ("Causal", "Sequential")
 
@@ -214,7 +219,7 @@ def test_rows_of_one_run(runs):
     scores = copy.deepcopy(runs[1].scores)
     for each in scores.values():
         del each["rows"]["no_refinement"]
-    old = type(runs[1])(runs[1].path, scores, runs[1].protocol)
+    old = dataclasses.replace(runs[1], scores=scores)
     with pytest.raises(DataError, match="has no row no_refinement; rows are model, all_empty"):
         compare(runs[0], old, "no_refinement", "no_refinement")
 

@@ -94,7 +94,7 @@ def test_ordinary_text_is_left_alone():
 
 
 PROGRAMS = [
-    ["evaluate_groundmore.py"],
+    ["-m", "evaluation"],
     ["training/program.py"],
     ["merge_lora_weights_and_save_hf_model.py"],
     ["scripts/demo_summary.py"],
@@ -110,7 +110,7 @@ PROGRAMS = [
 def test_every_program_writes_what_its_terminal_lacks_as_escapes(project_root):
     """Each calls the one function before it prints; found in the source, since starting ten programs is slow.
 
-    ``train_ds.py`` goes through ``training/program.py``."""
+    ``train_ds.py`` goes through ``training/program.py``, ``evaluate_groundmore.py`` through ``evaluation``."""
     for program in PROGRAMS:
         path = project_root / (program[0] if program[0] != "-m" else program[1].replace(".", "/"))
         path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
