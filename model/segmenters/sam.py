@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +98,6 @@ class SamSegmenter(Segmenter):
         del self.prompt_encoder.shared_embedding
         object.__setattr__(self.prompt_encoder, "shared_embedding", self.shared_image_embedding)
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
-        self._dense_pe: tuple[tuple[Any, ...], Tensor] | None = None
 
     @classmethod
     def prompt_width(cls, config: SamConfig) -> int:
@@ -140,25 +138,16 @@ class SamSegmenter(Segmenter):
         self.fast_encoder.compile = True
 
     def dense_positions(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Positional encoding of the embedding grid, float [C, h, w], computed once per device, dtype and weights.
+        """Positional encoding of the embedding grid, float [C, h, w].
 
         Args:
             dtype: of the result; by default that of the stored matrix. The sines are taken in float32.
         """
         matrix = self.shared_image_embedding.positional_embedding
-        dtype = dtype or matrix.dtype
-        version = 0 if matrix.is_inference() else matrix._version
-        key = (matrix.device, dtype, matrix.data_ptr(), version)
-        if self._dense_pe is not None and self._dense_pe[0] == key:
-            return self._dense_pe[1]
-        # A tensor born in inference mode could never be used in training afterwards.
-        with torch.inference_mode(False), torch.no_grad():
-            steps = (torch.arange(self.grid_size, device=matrix.device, dtype=torch.float32) + 0.5) / self.grid_size
-            y, x = torch.meshgrid(steps, steps, indexing="ij")
-            phase = 2 * torch.pi * ((2 * torch.stack([x, y], dim=-1) - 1) @ matrix.detach().clone().float())
-            positions = torch.cat([phase.sin(), phase.cos()], dim=-1).permute(2, 0, 1).to(dtype).contiguous()
-        self._dense_pe = (key, positions)
-        return positions
+        steps = (torch.arange(self.grid_size, device=matrix.device, dtype=torch.float32) + 0.5) / self.grid_size
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        phase = 2 * torch.pi * ((2 * torch.stack([x, y], dim=-1) - 1) @ matrix.float())
+        return torch.cat([phase.sin(), phase.cos()], dim=-1).permute(2, 0, 1).to(dtype or matrix.dtype).contiguous()
 
     def decode(self, embeddings: Embeddings, prompts: Tensor, at_once: int | None = None) -> Tensor:
         """See :meth:`Segmenter.decode`: the logits of mask token 0, [N, 4h, 4w].
