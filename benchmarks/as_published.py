@@ -72,7 +72,7 @@ class PublishedEvaluation:
         self.model, self.stages, self.eos_id, self.mask_threshold = model, stages, eos_id, mask_threshold
         self.encoder = plain_sam_encoder(model)
         self.sam = SamPreprocessor(model.sam.image_size)
-        self.clip = ClipPreprocessor(model.config.vision_config.image_size, model.config.clip_resize)
+        self.clip = ClipPreprocessor(model.config.pixel_rule)
         weight = model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
         self.counter = FrameCounter(sam=self.encoder.neck, clip=model.vision_tower.embeddings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.workload import FULL_TEST, Bench
 from datasets.sample import Question, VideoRecord
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.records import read_record
+from model import answering
 from utils.masks import decode_rle
 from utils.video import read_frame
 
@@ -184,14 +186,23 @@ def time_ladder(bench: Bench) -> list[dict]:
     prepared = predictor.prepare(video.video_id, frames)
     context, inner = predictor.encode(prepared), tuple(prepared.sam.shape[2:])
     prompts, forced = zip(*(bench.prompt(query) for query in video.questions))
-    options = {"answer_mode": bench.protocol.answer_mode, "max_new_tokens": bench.protocol.max_new_tokens,
-               "force_seg_token": True, "force_loc_token": True, "eos_token_id": bench.tokenizer.eos_id}  # fmt: skip
-    if forced[0] is not None:
-        options["forced_answer_ids"] = list(forced)
+    request = answering.Request(
+        forced=None if forced[0] is None else forced,
+        max_new_tokens=bench.protocol.max_new_tokens,
+        force_seg_token=True,
+        force_loc_token=True,
+        eos_token_id=bench.tokenizer.eos_id,
+    )
 
-    def read(use_cache: bool) -> None:
+    def read() -> None:
         context.prefixes.clear()
-        model.answer(context, list(prompts), use_cache=use_cache, **options)
+        answering.answer(model, context, prompts, request)
+
+    def read_alone() -> None:
+        for number, prompt in enumerate(prompts):
+            context.prefixes.clear()
+            answer = None if forced[0] is None else forced[number : number + 1]
+            answering.answer(model, context, [prompt], dataclasses.replace(request, forced=answer))
 
     with torch.inference_mode():
         pixels[..., inner[0] :, :], pixels[..., inner[1] :] = 0, 0
@@ -200,8 +211,8 @@ def time_ladder(bench: Bench) -> list[dict]:
             ("SAM, eager, one frame at a time", count, lambda: [slow.encoder(one[None]) for one in pixels]),
             ("SAM, engine, all frames of a clip", count, lambda: model.sam.encode(pixels)),
             ("SAM, engine, padding left out", count, lambda: model.sam.encode(pixels, resized_size=inner)),
-            ("read and answer, whole rows each time", len(prompts), lambda: read(False)),
-            ("read and answer, prefix cached", len(prompts), lambda: read(True)),
+            ("read and answer, the prefix read for each question", len(prompts), read_alone),
+            ("read and answer, the prefix read once", len(prompts), read),
         )
         return [
             {"step": name, "per": "frame" if "SAM" in name else "question", "seconds": _fastest(run, bench) / units}

@@ -73,6 +73,12 @@ def sam_encoder(config: MoraConfig) -> float:
     return total + 2 * patches * width * out + 2 * patches * out**2 * 9
 
 
+def tokens_per_frame(config: MoraConfig) -> int:
+    """Visual tokens of one frame as the decoder sees them."""
+    vision = config.vision_config
+    return (vision.image_size // vision.patch_size // config.projector_shuffle) ** 2
+
+
 def clip_tower(config: MoraConfig) -> float:
     """The vision tower's layers that are read, one frame, and the projector's share of it."""
     vision = config.vision_config
@@ -86,7 +92,7 @@ def clip_tower(config: MoraConfig) -> float:
     inner = (config.projector_hidden_size or hidden) if config.projector == "mlp" else hidden
     entry = width * config.projector_shuffle**2 * (2 if config.projector_motion else 1)
     per_token = 2 * entry * inner + (2 * inner * hidden if config.projector == "mlp" else 0)
-    return total + config.tokens_per_frame * per_token
+    return total + tokens_per_frame(config) * per_token
 
 
 def mask_decoder(config: MoraConfig) -> float:

@@ -14,7 +14,6 @@ from benchmarks.costs import costs_of
 from benchmarks.stages import FrameCounter, Stages, peak_bytes, reset_peak
 from benchmarks.workload import Bench
 from datasets.sample import VideoRecord
-from evaluation.benchmark import find_benchmark
 from evaluation.engine.jobs import VideoJob
 from evaluation.engine.predict import Options, predict_corpus
 from evaluation.engine.predictor import MoraPredictor
@@ -40,12 +39,7 @@ def run_engine(bench: Bench) -> dict:
         if pool is not None:
             # One task each, in folders without records, so that every process has started and compiled.
             folders = [bench.output_dir / "warm_up" / f"process_{number}" for number in range(bench.workers)]
-            wait(
-                [
-                    pool.submit(score_video, bench.videos[0], folder, bench.protocol, None, find_benchmark())
-                    for folder in folders
-                ]
-            )
+            wait([pool.submit(score_video, bench.videos[0], folder, bench.protocol, None) for folder in folders])
         warm_up = time.perf_counter() - start
         reset_peak(bench.device)
         with FrameCounter(sam=bench.model.sam.vision_encoder.neck, clip=bench.model.vision_tower.embeddings) as counter:
@@ -76,9 +70,7 @@ def _predict_and_score(
     """Predict and score clips as evaluate_groundmore.py does: seconds, and the scores."""
     folder = bench.output_dir / name
     mark = open_run(folder, {"protocol": bench.protocol.prediction_settings()}, overwrite=True)
-    score = functools.partial(
-        score_video, output_dir=folder, protocol=bench.protocol, fingerprint=mark, benchmark=find_benchmark()
-    )
+    score = functools.partial(score_video, output_dir=folder, protocol=bench.protocol, fingerprint=mark)
     scoring = []
     start = time.perf_counter()
     predict_corpus(
@@ -97,9 +89,9 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
     mark = open_run(folder, {"protocol": bench.protocol.prediction_settings()}, overwrite=True)
     inner = (
         (model.sam, "encode", "SAM"),
-        (model, "vision_features", "CLIP"),
-        (answering, "prefill", "LLM prefix"),
-        (answering, "read_suffixes", "LLM suffix"),
+        (model.backbone, "encode", "CLIP"),
+        (answering, "read_prefix", "LLM prefix"),
+        (answering.Session, "read", "LLM suffix"),
         (answering, "generate", "LLM suffix"),
         (model.sam, "decode", "decoder"),
         (model.sam, "to_frames", "decoder"),
@@ -119,7 +111,7 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
             for query, prediction in zip(video.questions, predictions):
                 write_record(folder, job.record(query, prediction))
         with stages("scoring"):
-            score_video(video, folder, bench.protocol, mark, find_benchmark())
+            score_video(video, folder, bench.protocol, mark)
     return stages.seconds
 
 

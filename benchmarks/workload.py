@@ -14,10 +14,12 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from benchmarks.costs import tokens_per_frame
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
 from datasets.corpora.groundmore import GroundMoRe
 from datasets.sample import Question, VideoRecord
-from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.settings import WorldSettings
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from evaluation.protocol import Protocol
 from model import presets
@@ -82,7 +84,7 @@ class Bench:
     @property
     def rows(self) -> Callable[[int], tuple[int, int]]:
         """Function from a clip's frames to (its LLM rows, visual tokens in each)."""
-        each = self.model.config.tokens_per_frame
+        each = tokens_per_frame(self.model.config)
         modes = {"frame": lambda t: (t, each), "pooled": lambda t: (1, each + t), "video": lambda t: (1, each * t)}
         return modes[self.model.config.visual_mode]
 

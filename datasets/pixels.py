@@ -1,6 +1,7 @@
 """From frames to pixels: what the SAM encoder and the CLIP vision tower are given.
 
 Both resize with Pillow, as segment_anything's ResizeLongestSide and CLIP's image processor do; results equal theirs.
+On a GPU the same bytes come from :mod:`utils.resize`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.batch import PixelRule
 from utils.errors import ConfigError
+from utils.resize import resize_pictures
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 """Of 0..255 values (ImageNet's, times 255)."""
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of 0..1 values."""
-
-CLIP_RESIZES = ("crop", "pad", "squash")
+RESIZES = ("crop", "pad", "squash")
 
 
 def _check_frames(frames: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -49,11 +48,22 @@ def _resize(frames: list[np.ndarray], height: int, width: int, resample: Image.R
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
+def _planes(frames: Tensor) -> Tensor:
+    """uint8 [T, H, W, 3] -> uint8 [T, 3, H, W].
+
+    Raises:
+        ValueError: another type or shape, or no frame.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+    return frames.permute(0, 3, 1, 2)
+
+
 class SamPreprocessor:
     """Long side to ``image_size`` (bilinear), normalise, then zeros to the right and below.
 
     ``__call__`` is :meth:`normalise` of :meth:`resize`. Apart, the two let a worker resize and a GPU normalise, with
-    bytes instead of floats in between.
+    bytes instead of floats in between; :meth:`resize_on` moves the resizing there as well.
 
     Args:
         image_size: side S of SAM's square input (1024 for ViT-H).
@@ -84,11 +94,26 @@ class SamPreprocessor:
         frames = _check_frames(frames)
         return _resize(frames, *self.resized_size(*frames[0].shape[:2]), Image.Resampling.BILINEAR)
 
+    def resize_on(self, frames: Tensor) -> Tensor:
+        """As :meth:`resize`, with the same bytes, on the device where the frames are.
+
+        Args:
+            frames: uint8 RGB [T, H, W, 3].
+
+        Returns:
+            uint8 [T, 3, h, w].
+
+        Raises:
+            ValueError: another type or shape, or no frame.
+        """
+        frames = _planes(frames)
+        return resize_pictures(frames, *self.resized_size(*frames.shape[2:]), "bilinear")
+
     def normalise(self, resized: Tensor) -> Tensor:
         """Normalise and pad to the square, on the device where the frames are.
 
         Args:
-            resized: uint8 [T, 3, h, w], from :meth:`resize`.
+            resized: uint8 [T, 3, h, w], from :meth:`resize` or :meth:`resize_on`.
 
         Returns:
             float32 [T, 3, S, S].
@@ -120,21 +145,19 @@ class ClipPreprocessor:
     ``__call__`` is :meth:`normalise` of :meth:`resize`, as in :class:`SamPreprocessor`.
 
     Args:
-        image_size: side c of the square (224 for ViT-L/14).
-        resize: "crop": short side to c, then the centre; what published LISA weights saw, though a 16:9 frame loses
-            44 % of its width. "pad": long side to c, mean colour around it. "squash": both sides to c.
+        rule: the size of the square, how a frame becomes one, mean and deviation.
 
     Raises:
         ConfigError: unknown ``resize``.
     """
 
-    def __init__(self, image_size: int, resize: str = "crop"):
-        if resize not in CLIP_RESIZES:
-            raise ConfigError(f"clip_resize {resize!r} is unknown; choose one of {', '.join(CLIP_RESIZES)}")
-        self.image_size = image_size
-        self.mode = resize
-        self._mean = torch.tensor(CLIP_MEAN).view(3, 1, 1)
-        self._std = torch.tensor(CLIP_STD).view(3, 1, 1)
+    def __init__(self, rule: PixelRule):
+        if rule.resize not in RESIZES:
+            raise ConfigError(f"clip_resize {rule.resize!r} is unknown; choose one of {', '.join(RESIZES)}")
+        self.image_size = rule.size
+        self.mode = rule.resize
+        self._mean = torch.tensor(rule.mean).view(3, 1, 1)
+        self._std = torch.tensor(rule.std).view(3, 1, 1)
         # A tensor, since CUDA divides by a number by multiplying with its inverse, which rounds differently.
         self._white = torch.tensor(255.0)
 
@@ -172,11 +195,27 @@ class ClipPreprocessor:
         resized = _resize(frames, height, width, Image.Resampling.BICUBIC)
         return resized[:, :, top : top + rows, left : left + columns].contiguous()
 
+    def resize_on(self, frames: Tensor) -> Tensor:
+        """As :meth:`resize`, with the same bytes, on the device where the frames are.
+
+        Args:
+            frames: uint8 RGB [T, H, W, 3].
+
+        Returns:
+            uint8 [T, 3, c, c]; for "pad" [T, 3, h, w].
+
+        Raises:
+            ValueError: another type or shape, or no frame.
+        """
+        frames = _planes(frames)
+        height, width = self.resized_size(*frames.shape[2:])
+        return resize_pictures(frames, height, width, "bicubic", self._window(height, width))
+
     def normalise(self, resized: Tensor) -> Tensor:
         """Normalise and, for "pad", surround with the mean colour, on the device where the frames are.
 
         Args:
-            resized: uint8 [T, 3, h, w], from :meth:`resize`.
+            resized: uint8 [T, 3, h, w], from :meth:`resize` or :meth:`resize_on`.
 
         Returns:
             float32 [T, 3, c, c].

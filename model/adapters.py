@@ -15,23 +15,12 @@ from model.mora import MoraModel
 from utils.errors import ConfigError
 
 LORA_MARK = "lora_"
-DEFAULT_PATTERNS = (
-    "*lora_*",
-    "language_model.lm_head.*",
-    "language_model.model.embed_tokens.*",
-    "text_hidden_fcs.*",
-    "loc_head.*",
-)
-"""What MoRA trains: LoRA, both vocabulary matrices, the [SEG] read-out, the [LOC] head, and the segmenter's decoder."""
 
 
-def _default_patterns(model: MoraModel) -> tuple[str, ...]:
-    return (*DEFAULT_PATTERNS, f"sam.{model.sam.decoder_part}.*")
-
-
-def default_trainable(model: MoraModel) -> list[str]:
-    """Names of the parameters that "default" means, in model order."""
-    return _matching(model, _default_patterns(model))
+def _default_patterns(model: MoraModel) -> list[str]:
+    """What MoRA trains: LoRA, both vocabulary matrices, the [SEG] read-out, the [LOC] head, the segmenter's decoder."""
+    parts = (*model.backbone.vocabulary_parts, "text_hidden_fcs", "loc_head", f"sam.{model.sam.decoder_part}")
+    return [f"*{LORA_MARK}*", *(f"{part}.*" for part in parts)]
 
 
 def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
@@ -133,15 +122,16 @@ def add_lora(
     """
     if any(LORA_MARK in name for name, _ in model.named_parameters()):
         raise ConfigError("the language model has LoRA adapters already; merge them before adding new ones")
-    linear = {name.rsplit(".", 1)[-1] for name, m in model.language_model.named_modules() if isinstance(m, nn.Linear)}
+    decoder = model.backbone.decoder
+    linear = {name.rsplit(".", 1)[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)}
     missing = [target for target in targets if target not in linear]
     if missing or not targets:
         raise ConfigError(f"--lora_target_modules {','.join(missing)}: not in the language model; use {sorted(linear)}")
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=list(targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model.language_model)
-    for module in model.language_model.modules():
+        inject_adapter_in_model(config, decoder)
+    for module in decoder.modules():
         if isinstance(module, LoraLayer):
             module.train(model.training)  # born in train mode, whose dropout has no place in a model in eval mode
     return [name for name, _ in model.named_parameters() if LORA_MARK in name]
@@ -162,6 +152,6 @@ def merge_lora(model: MoraModel) -> int:
         module.merge()
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, module.get_base_layer())
-    if wrapped and hasattr(model.language_model, "peft_config"):
-        del model.language_model.peft_config
+    if wrapped and hasattr(model.backbone.decoder, "peft_config"):
+        del model.backbone.decoder.peft_config
     return len(wrapped)

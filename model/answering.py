@@ -1,72 +1,150 @@
-"""Encoding a video, and reading and answering questions about it."""
+"""The door to a model: encode a video once, read conversations about it, answer questions about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from model.backbones.packing import FILLER_ID, split_at_image
-from model.backbones.sessions import Prefix, generate, not_finite, open_session, prefill, read_suffixes
-from model.context import NO_MASK_LOGIT, Answer, Reading, VideoContext
-from model.plan import find
+from model.backbones import Prefix, Session, generate, not_finite, read_prefix
+from model.layout import FILLER_ID, Piece, Visual, find, split_at_images
+from model.mora import MoraModel
+from model.segmenters import Embeddings
 from utils.errors import ConfigError
 
-if TYPE_CHECKING:
-    from model.mora import MoraModel
+NO_MASK_LOGIT = -1.0e4
+"""Mask logit of a frame for which no ``[SEG]`` was said: finite, and no pixel is in the mask."""
 
 
 @dataclass
-class Request:
-    """How to answer; the arguments of :meth:`model.mora.MoraModel.answer`, in its order, and three more.
+class VideoContext:
+    """Everything about a video that no question changes; made once by :func:`encode`.
 
     Attributes:
-        mask_threshold: give masks instead of logits: bool, above this. An eighth of the memory, and a fourth of what
-            is copied from the device; None gives logits.
-        frames_per_pass: at most so many masks are decoded together; None: as many as fit.
-        use_loc: read the [LOC] head; without it there are no probabilities.
+        sam_embeddings: of the T frames.
+        visual: visual tokens of the decoder's rows.
+        resized_size: (h, w) of a frame inside the segmenter's square.
+        original_size: (H, W) of the frames.
+        prefixes: beginnings of prompts read so far; filled on demand, then only read.
     """
 
-    answer_mode: str
-    forced_answer_ids: Tensor | Sequence[Tensor] | None
-    max_new_tokens: int
-    force_seg_token: bool
-    force_loc_token: bool
-    eos_token_id: int | Sequence[int] | None
-    use_cache: bool
-    mask_threshold: float | None = None
-    frames_per_pass: int | None = None
-    use_loc: bool = True
+    sam_embeddings: Embeddings
+    visual: Visual
+    resized_size: tuple[int, int]
+    original_size: tuple[int, int]
+    prefixes: dict[tuple[Piece, ...], Prefix] = field(default_factory=dict)
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(self.sam_embeddings)
 
 
 @dataclass
-class Question:
-    """A prompt cut at its image, with the answers of its rows.
+class Reading:
+    """A question and its answer, read with teacher forcing.
+
+    Attributes:
+        seg_states: [n_seg, R, D], states that predict each [SEG].
+        loc_states: [n_loc, R, D], states that predict each [LOC].
+        logits: [R, S, V]; entry j predicts token j of the text after the image (or of the whole text without one).
+        states: [R, S, D], states at that text.
+        prefix_states: [R, P, D], states at the text before the image and at the visual tokens.
+    """
+
+    seg_states: Tensor
+    loc_states: Tensor
+    logits: Tensor
+    states: Tensor
+    prefix_states: Tensor
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """States of the whole rows, [R, P + S, D], after the final norm."""
+        return torch.cat([self.prefix_states, self.states], dim=1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to answer.
+
+    Attributes:
+        forced: int64 [A] per prompt, taken as its answer; None: answers are generated, greedily.
+        max_new_tokens: at most this many per answer.
+        force_seg_token: append [SEG] to an answer without one.
+        force_loc_token: append [LOC] to an answer without one.
+        eos_token_id: ends an answer, as does any of several; None: the language model's.
+        use_loc: read the [LOC] head; without it there are no probabilities.
+        mask_threshold: give masks instead of logits: bool, above this. An eighth of the memory, and a fourth of what
+            is copied from the device.
+        frames_per_pass: at most so many masks are decoded together; None: as many as fit.
+    """
+
+    forced: Sequence[Tensor] | None = None
+    max_new_tokens: int = 32
+    force_seg_token: bool = False
+    force_loc_token: bool = False
+    eos_token_id: int | Sequence[int] | None = None
+    use_loc: bool = True
+    mask_threshold: float | None = None
+    frames_per_pass: int | None = None
+
+
+@dataclass
+class Answer:
+    """What the model says about one question.
+
+    Attributes:
+        token_ids: ids of the answer, one list per decoder row (R = T rows in "frame" mode, else 1); no end token.
+            Forced tokens are included.
+        masks: float32 logits [T, H, W], above 0 is inside; the highest of several, ``NO_MASK_LOGIT`` without one. If a
+            threshold was given bool, the union of several.
+        has_seg: bool [T], whether a [SEG] stands behind the frame's mask.
+        loc_probs: float32 [T] in 0..1, or None without a [LOC] head or token.
+        forced_seg: a missing [SEG] was appended in some row.
+        forced_loc: a missing [LOC] was appended in some row.
+    """
+
+    token_ids: list[list[int]]
+    masks: Tensor
+    has_seg: Tensor
+    loc_probs: Tensor | None
+    forced_seg: bool = False
+    forced_loc: bool = False
+
+
+@dataclass
+class AnsweredQuestion:
+    """A prompt cut after its image, with the answers of its rows.
 
     Attributes:
         suffix: ids after the image, up to the answer.
-        has_image: whether the prompt has one.
-        answers: ids per LLM row.
+        answers: ids per row.
         states: [R, 1 + S + A, D]; entry j predicts token j of suffix and answer.
-        visual_states: [R, n_vis, D], or None without an image.
+        prefix: what it begins with.
         forced_seg: a [SEG] was appended.
         forced_loc: a [LOC] was appended.
     """
 
     suffix: list[int]
-    has_image: bool
     answers: list[list[int]]
+    prefix: Prefix
     states: Tensor | None = None
-    visual_states: Tensor | None = None
     forced_seg: bool = False
     forced_loc: bool = False
 
     def before(self, row: int, index: int) -> Tensor:
         """State that predicts token ``index`` of a row's answer, [D]."""
         return self.states[row, len(self.suffix) + index]
+
+    def ids(self) -> Tensor:
+        """Suffix and answer of every row, int64 [R, S + A]; shorter answers are filled up at their end, where nothing
+        that is read comes after."""
+        longest = max(map(len, self.answers))
+        rows = [self.suffix + ids + [FILLER_ID] * (longest - len(ids)) for ids in self.answers]
+        return torch.tensor(rows, dtype=torch.long)
 
 
 @torch.no_grad()
@@ -78,125 +156,131 @@ def encode(
     original_size: tuple[int, int],
     frames_per_pass: int | None = None,
 ) -> VideoContext:
-    """Everything about a video that no question changes; the model must be in eval mode.
+    """Everything about a video that no question changes.
 
     Args:
         model: on the device of the pixels.
         clip_pixels: float [T, 3, c, c].
         sam_pixels: float [T, 3, S, S], zero outside ``resized_size``.
-        resized_size: (h, w) of a frame inside SAM's square.
+        resized_size: (h, w) of a frame inside the segmenter's square.
         original_size: (H, W) of the frames.
         frames_per_pass: at most so many frames go through an encoder together; None: as many as fit.
     """
-    parts = clip_pixels.split(frames_per_pass or len(clip_pixels))
-    visual = model.projector(torch.cat([model.vision_features(part) for part in parts]))
-    embeddings = model.sam.encode(sam_pixels, resized_size, frames_per_pass)
+    with model.evaluating():
+        (visual,) = model.backbone.encode([clip_pixels], frames_per_pass)
+        embeddings = model.sam.encode(sam_pixels, resized_size, frames_per_pass)
     return VideoContext(embeddings, visual, tuple(resized_size), tuple(original_size))
 
 
-def prefix_of(model: MoraModel, context: VideoContext, ids: list[int], has_image: bool, use_cache: bool) -> Prefix:
-    """The beginning of a prompt, read once per video."""
-    key = (tuple(ids), has_image, use_cache)
-    if key not in context.prefixes:
-        prefix = Prefix(ids, context.visual if has_image else None)
-        context.prefixes[key] = prefill(model.language_model, prefix, keep_cache=use_cache)
-    return context.prefixes[key]
-
-
 def _grouped(
-    model: MoraModel, context: VideoContext, prompts: Sequence[Tensor], use_cache: bool
-) -> list[tuple[Prefix, list[tuple[int, list[int], bool]]]]:
-    """Prompts by prefix: (prefix, [(number, suffix, has_image)]); single ones where questions may not be packed."""
-    groups: dict[tuple, list[tuple[int, list[int], bool]]] = {}
+    model: MoraModel, context: VideoContext, prompts: Sequence[Tensor]
+) -> list[tuple[Prefix, list[tuple[int, list[int]]]]]:
+    """Prompts by prefix: (prefix, [(number, suffix)]); single ones where questions may not be packed."""
+    groups: dict[tuple, list[tuple[int, list[int]]]] = {}
     for number, ids in enumerate(prompts):
-        before, suffix, has_image = split_at_image(ids.tolist(), f"prompt {number}")
-        key = (tuple(before), has_image, 0 if model.packs_questions and has_image else number)
-        groups.setdefault(key, []).append((number, suffix, has_image))
-    return [
-        (prefix_of(model, context, list(before), has_image, use_cache), members)
-        for (before, has_image, _), members in groups.items()
-    ]
+        before, suffix = split_at_images(ids.tolist(), context.visual.grids, f"prompt {number}")
+        alone = not (model.backbone.packs_questions and before)
+        groups.setdefault((tuple(before), number if alone else 0), []).append((number, suffix))
+    result = []
+    for (before, _), members in groups.items():
+        if before not in context.prefixes:
+            context.prefixes[before] = read_prefix(model.backbone, before, context.visual)
+        result.append((context.prefixes[before], members))
+    return result
 
 
-def read(model: MoraModel, context: VideoContext, input_ids: Sequence[Tensor], use_cache: bool) -> list[Reading]:
-    """See :meth:`model.mora.MoraModel.read`."""
-    seg_id, loc_id = model.token_ids()
-    readings: dict[int, Reading] = {}
-    for prefix, members in _grouped(model, context, input_ids, use_cache):
-        session = open_session(model.language_model, prefix, len(members), use_cache)
-        ids = [torch.tensor([suffix] * prefix.rows, dtype=torch.long) for _, suffix, _ in members]
-        for (number, suffix, _), states in zip(members, read_suffixes(session, ids)):
-            readings[number] = Reading(
-                seg_states=states[:, find(suffix, seg_id)].transpose(0, 1),
-                loc_states=states[:, find(suffix, loc_id)].transpose(0, 1),
-                logits=model.language_model.lm_head(states[:, :-1]),
-                states=states[:, 1:],
-                prefix_states=prefix.states,
-            )
-    return [readings[number] for number in range(len(input_ids))]
+@torch.no_grad()
+def read(model: MoraModel, context: VideoContext, conversations: Sequence[Tensor]) -> list[Reading]:
+    """Read whole conversations with teacher forcing.
 
+    Args:
+        model: that encoded the video.
+        context: of the video.
+        conversations: int64 [L] each, with an ``IMAGE_TOKEN_INDEX`` for each image of the video, or none.
 
-def answer(model: MoraModel, context: VideoContext, prompts: Sequence[Tensor], request: Request) -> list[Answer]:
-    """See :meth:`model.mora.MoraModel.answer`.
+    Returns:
+        One reading per conversation.
 
     Raises:
-        NumericalError: a value that a mask, a time or a generated token comes from is not finite; names which.
+        DataError: more or fewer image marks than images.
+        TokenizerError: an id that has no row in the word embeddings.
     """
     seg_id, loc_id = model.token_ids()
-    forced = _forced_answers(request, len(prompts))
-    questions: dict[int, Question] = {}
-    for prefix, members in _grouped(model, context, prompts, request.use_cache):
-        if forced is None:
-            answers = _generate(model, prefix, [suffix for _, suffix, _ in members], request)
-        else:
-            answers = [[list(forced[number]) for _ in range(prefix.rows)] for number, _, _ in members]
-        group = [Question(suffix, has_image, rows) for (_, suffix, has_image), rows in zip(members, answers)]
-        for question in group:
-            question.visual_states = prefix.visual_states if question.has_image else None
-            if request.force_seg_token:
-                question.forced_seg = _append_missing(question.answers, seg_id)
-            if request.force_loc_token and loc_id is not None:
-                question.forced_loc = _append_missing(question.answers, loc_id)
-        session = open_session(model.language_model, prefix, len(group), request.use_cache)
-        for question, states in zip(group, read_suffixes(session, [_teacher_forced(q) for q in group])):
-            question.states = states
-        questions.update({number: question for (number, _, _), question in zip(members, group)})
-    ordered = [questions[number] for number in range(len(prompts))]
-    checks = FiniteChecks()
-    drawn, has_seg = _masks(model, context, ordered, seg_id, request, checks)
-    read_loc = loc_id if request.use_loc else None
-    times = [_times(model, context, question, read_loc, checks) for question in ordered]
-    checks.raise_if_any()
-    logits, masks = (drawn, [None] * len(ordered)) if request.mask_threshold is None else ([None] * len(ordered), drawn)
+    readings: dict[int, Reading] = {}
+    with model.evaluating():
+        for prefix, members in _grouped(model, context, conversations):
+            session = Session(model.backbone, prefix, len(members))
+            ids = [torch.tensor([suffix] * prefix.rows, dtype=torch.long) for _, suffix in members]
+            for (number, suffix), states in zip(members, session.read(ids)):
+                readings[number] = Reading(
+                    seg_states=states[:, find(suffix, seg_id)].transpose(0, 1),
+                    loc_states=states[:, find(suffix, loc_id)].transpose(0, 1),
+                    logits=model.backbone.logits(states[:, :-1]),
+                    states=states[:, 1:],
+                    prefix_states=prefix.states,
+                )
+    return [readings[number] for number in range(len(conversations))]
+
+
+@torch.no_grad()
+def answer(
+    model: MoraModel, context: VideoContext, prompts: Sequence[Tensor], request: Request = Request()
+) -> list[Answer]:
+    """Answer questions with masks and times.
+
+    Args:
+        model: that encoded the video.
+        context: of the video.
+        prompts: int64 [P] each, ending where the answer begins.
+        request: how.
+
+    Returns:
+        One answer per prompt.
+
+    Raises:
+        ConfigError: not one forced answer per prompt.
+        NumericalError: a value that a mask, a time or a generated token comes from is not finite; names which.
+        DataError, TokenizerError: see :func:`read`.
+    """
+    seg_id, loc_id = model.token_ids()
+    forced = request.forced
+    if forced is not None and len(forced) != len(prompts):
+        raise ConfigError(f"{len(forced)} forced answers for {len(prompts)} prompts; give one each")
+    done: dict[int, AnsweredQuestion] = {}
+    with model.evaluating():
+        for prefix, members in _grouped(model, context, prompts):
+            if forced is None:
+                answers = _generate(model, prefix, [suffix for _, suffix in members], request)
+            else:
+                answers = [[forced[number].tolist() for _ in range(prefix.rows)] for number, _ in members]
+            group = [AnsweredQuestion(suffix, rows, prefix) for (_, suffix), rows in zip(members, answers)]
+            for question in group:
+                if request.force_seg_token:
+                    question.forced_seg = _append_missing(question.answers, seg_id)
+                if request.force_loc_token and loc_id is not None:
+                    question.forced_loc = _append_missing(question.answers, loc_id)
+            session = Session(model.backbone, prefix, len(group))
+            for question, states in zip(group, session.read([question.ids() for question in group])):
+                question.states = states
+            done.update({number: question for (number, _), question in zip(members, group)})
+        questions = [done[number] for number in range(len(prompts))]
+        checks = FiniteChecks()
+        masks, has_seg = _masks(model, context, questions, seg_id, request, checks)
+        read_loc = loc_id if request.use_loc else None
+        times = [_times(model, context, question, read_loc, checks) for question in questions]
+        checks.raise_if_any()
     return [
-        Answer(q.answers, logits[i], has_seg[i], times[i], q.forced_seg, q.forced_loc, masks[i])
-        for i, q in enumerate(ordered)
+        Answer(q.answers, masks[i], has_seg[i], times[i], q.forced_seg, q.forced_loc) for i, q in enumerate(questions)
     ]
-
-
-def _forced_answers(request: Request, count: int) -> list[list[int]] | None:
-    """The answer of each question, or None when they are generated."""
-    if request.answer_mode == "generate":
-        return None
-    if request.answer_mode != "forced":
-        raise ConfigError(f"answer_mode is {request.answer_mode!r}; use 'generate' or 'forced'")
-    ids = request.forced_answer_ids
-    if ids is None:
-        raise ConfigError("answer_mode 'forced' needs forced_answer_ids")
-    if isinstance(ids, Tensor):
-        return [ids.tolist()] * count
-    if len(ids) != count:
-        raise ConfigError(f"{len(ids)} forced answers for {count} prompts; give one for all or one each")
-    return [each.tolist() for each in ids]
 
 
 def _generate(model: MoraModel, prefix: Prefix, suffixes: list[list[int]], request: Request) -> list[list[list[int]]]:
     """Greedy answers, [K][R] ids."""
-    session = open_session(model.language_model, prefix, len(suffixes), request.use_cache)
-    eos = request.eos_token_id
-    if eos is None:
-        eos = model.config.text_config.eos_token_id
-    return generate(model.language_model, session, suffixes, request.max_new_tokens, eos)
+    ends = request.eos_token_id
+    if ends is None:
+        ends = model.config.text_config.eos_token_id
+    ends = ends if isinstance(ends, Sequence) else [ends]
+    return generate(Session(model.backbone, prefix, len(suffixes)), suffixes, request.max_new_tokens, ends)
 
 
 def _append_missing(answers: list[list[int]], token: int) -> bool:
@@ -205,14 +289,6 @@ def _append_missing(answers: list[list[int]], token: int) -> bool:
     for ids in missing:
         ids.append(token)
     return bool(missing)
-
-
-def _teacher_forced(question: Question) -> Tensor:
-    """Suffix and answer of every row, int64 [R, S + A]; shorter answers are filled up at their end, where nothing that
-    is read comes after."""
-    longest = max(map(len, question.answers))
-    rows = [question.suffix + ids + [FILLER_ID] * (longest - len(ids)) for ids in question.answers]
-    return torch.tensor(rows, dtype=torch.long)
 
 
 class FiniteChecks:
@@ -244,7 +320,7 @@ class FiniteChecks:
 def _masks(
     model: MoraModel,
     context: VideoContext,
-    questions: list[Question],
+    questions: list[AnsweredQuestion],
     seg_id: int,
     request: Request,
     checks: FiniteChecks,
@@ -289,11 +365,11 @@ def _masks(
 
 
 def _times(
-    model: MoraModel, context: VideoContext, question: Question, loc_id: int | None, checks: FiniteChecks
+    model: MoraModel, context: VideoContext, question: AnsweredQuestion, loc_id: int | None, checks: FiniteChecks
 ) -> Tensor | None:
     """Probability per frame that the motion happens, float32 [T]; None without a [LOC] or an image."""
     said = [(row, find(ids, loc_id)[0]) for row, ids in enumerate(question.answers) if loc_id in ids]
-    if loc_id is None or not said or question.visual_states is None:
+    if loc_id is None or not said or not question.prefix.pieces:
         return None
     states = torch.stack([question.before(row, index) for row, index in said])
     checks.add("[LOC] states", states)
@@ -303,7 +379,7 @@ def _times(
         probs = torch.zeros(context.num_frames, device=states.device)
         probs[[row for row, _ in said]] = logits.sigmoid()
         return probs
-    frames = model.projector.frame_states(question.visual_states, context.num_frames)
+    frames = model.backbone.frame_states(question.prefix.visual_states, context.num_frames)
     logits = model.loc_head(states.mean(0, keepdim=True), frames)[0].float()
     checks.add("[LOC] logits", logits)
     return logits.sigmoid()

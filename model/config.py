@@ -3,54 +3,56 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from model import fields
+from model.backbones import BACKBONES, Backbone, backbone_class
 from model.localization import LOC_HEADS
 from model.segmenters import SEGMENTERS, segmenter_class
+from utils.batch import PixelRule
 from utils.errors import ConfigError, Problems
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "backbone": ("llava",),
-    "projector": ("linear", "mlp"),
-    "projector_shuffle": (1, 2),
+CHOICES: dict[str, tuple[str, ...]] = {
     "visual_mode": ("frame", "pooled", "video"),
     "loc_mode": ("none", "global", "frame"),
     "template": ("llava_llama_2", "llava_v1", "plain"),
     "tokenization": ("legacy", "plain"),
-    "clip_resize": ("crop", "pad", "squash"),
     "answer_style": ("fixed", "name"),
     "initialization": ("hf", "xavier"),
 }
-"""Allowed values of the fields that name a choice."""
+"""Allowed values of the fields that name a choice, the default first."""
+
+FIELDS: dict[str, tuple[Any, fields.Rule]] = {
+    "backbone": ("llava", fields.key_of(BACKBONES)),
+    "segmenter": ("sam", fields.key_of(SEGMENTERS)),
+    **{name: (values[0], fields.one_of(*values)) for name, values in CHOICES.items()},
+    "loc_hidden_size": (256, fields.SIZE),
+    "out_dim": (256, fields.SIZE),
+    "seg_token": ("[SEG]", fields.WORD),
+    "loc_token": ("[LOC]", fields.WORD),
+    "seg_token_id": (None, fields.optional(fields.whole(0, fields.ROWS))),
+    "loc_token_id": (None, fields.optional(fields.whole(0, fields.ROWS))),
+    "tie_word_embeddings": (False, fields.FLAG),
+}
+"""Default and rule of the configuration's own fields, whatever the backbone."""
 
 _HEADLINE = "this MoRA configuration cannot be built"
 
 
-_CHOICE_RULES = {name: fields.one_of(*allowed) for name, allowed in CHOICES.items()}
+def _backbone(values: Mapping[str, Any]) -> type[Backbone] | None:
+    """The backbone that some fields name; None if there is no such."""
+    name = values.get("backbone", FIELDS["backbone"][0])
+    return backbone_class(name) if FIELDS["backbone"][1].fits(name) else None
 
-FIELDS: dict[str, fields.Rule] = {
-    **_CHOICE_RULES,
-    **fields.COMMON,
-    "segmenter": fields.key_of(SEGMENTERS),
-    "vision_select_layer": fields.whole(-fields.LAYERS - 1, fields.LAYERS),
-    "projector_hidden_size": fields.optional(fields.SIZE),
-    "projector_motion": fields.FLAG,
-    "frame_time_embedding": fields.FLAG,
-    "loc_hidden_size": fields.SIZE,
-    "out_dim": fields.SIZE,
-    "seg_token": fields.WORD,
-    "loc_token": fields.WORD,
-    "seg_token_id": fields.optional(fields.whole(0, fields.ROWS)),
-    "loc_token_id": fields.optional(fields.whole(0, fields.ROWS)),
-    "tie_word_embeddings": fields.FLAG,
-}
-"""What each of the configuration's own fields may hold."""
+
+def known_fields(values: Mapping[str, Any]) -> dict[str, tuple[Any, fields.Rule]]:
+    """Default and rule of the plain fields that a configuration with the backbone of ``values`` has."""
+    kind = _backbone(values)
+    return {**FIELDS, **(kind.fields if kind else {})}
 
 
 def _plain(value: Any) -> Any:
@@ -65,19 +67,17 @@ def note_wrong_values(values: Mapping[str, Any], problems: Problems) -> None:
         values: fields of :class:`MoraConfig`; its parts as objects, dicts or None.
         problems: gets a line per mistake.
     """
-    fields.note_problems(values, FIELDS, problems)
-    for part, rules, kind in (
-        ("text_config", fields.LLAMA, "llama"), ("vision_config", fields.CLIP, "clip_vision_model"),
-    ):  # fmt: skip
+    rules = {name: rule for name, (_, rule) in known_fields(values).items()}
+    fields.note_problems(values, {**rules, **fields.COMMON}, problems)
+    kind, segmenter = _backbone(values), values.get("segmenter", "sam")
+    for part, (_, part_rules) in kind.parts.items() if kind else ():
         if values.get(part) is not None:
-            rules = {**rules, "model_type": fields.one_of(kind)}
-            fields.note_problems(_plain(values[part]), rules, problems, part)
-    segmenter = values.get("segmenter", "sam")
-    if values.get("sam_config") is not None and FIELDS["segmenter"].fits(segmenter):
+            fields.note_problems(_plain(values[part]), part_rules, problems, part)
+    if values.get("sam_config") is not None and FIELDS["segmenter"][1].fits(segmenter):
         segmenter_class(segmenter).note_wrong_values(_plain(values["sam_config"]), problems, "sam_config")
 
 
-def _sub_config(value: Any, kind: type[PretrainedConfig], name: str) -> PretrainedConfig:
+def _part(value: Any, kind: type[PretrainedConfig], name: str) -> PretrainedConfig:
     """A configuration object of ``kind`` from an object, a dict or None (defaults); never shared with the caller."""
     if value is None:
         return kind()
@@ -92,31 +92,23 @@ class MoraConfig(PretrainedConfig):
     """Configuration of :class:`model.mora.MoraModel`.
 
     Args:
-        backbone: which multimodal LLM; "llava" is a Llama decoder with a CLIP vision tower.
-        text_config: Llama decoder (``LlamaConfig`` or dict).
-        vision_config: CLIP vision tower (``CLIPVisionConfig`` or dict).
+        backbone: which multimodal LLM, a key of :data:`model.backbones.BACKBONES`. It brings fields of its own, which
+            its class describes (:class:`model.backbones.llava.Llava`); ``text_config`` is always its decoder's.
         segmenter: which network draws the masks, a key of :data:`model.segmenters.SEGMENTERS`.
         sam_config: of the segmenter (object or dict; for "sam" made by :func:`model.segmenters.sam_config`; default:
             ViT-H).
-        vision_select_layer: index into the tower's hidden states; -2 is the input of its last layer.
-        projector: "linear" (LLaVA v1) or "mlp" (two layers with GELU).
-        projector_hidden_size: width between the two layers of the "mlp" projector; None: that of the decoder.
-        projector_shuffle: 2 joins each 2x2 block of neighbouring patches into one token; 1 keeps every patch.
-        projector_motion: give the projector each token's difference to the same token one frame earlier as well.
-        frame_time_embedding: add an embedding of the frame's time, normalised to 0..1, to its visual tokens.
         visual_mode: "frame" one LLM row per frame, "pooled" temporal and spatial means in one row, "video" all tokens
             of all frames in one row.
         loc_mode: "none" no [LOC] head, "frame" a logit from each frame's own [LOC] state (visual_mode "frame" only),
             "global" one [LOC] state matched against every frame.
         loc_hidden_size: width of the [LOC] head.
-        out_dim: width of a prompt embedding; equals SAM's.
+        out_dim: width of a prompt embedding; equals the segmenter's.
         template: conversation template the model was trained with.
         tokenization: rule for text next to added tokens.
         seg_token: text of the segmentation token.
         loc_token: text of the localization token.
         seg_token_id: its id, or None until a tokenizer is known.
         loc_token_id: its id, or None (always None without a [LOC] head).
-        clip_resize: how a frame becomes the tower's square: centre crop, pad or squash.
         answer_style: "fixed" answers, or "name" answers that name the object before [SEG].
         initialization: of fresh weights: "hf" (the libraries' own) or "xavier" (for very narrow networks).
 
@@ -125,114 +117,49 @@ class MoraConfig(PretrainedConfig):
     """
 
     model_type = "mora"
-    sub_configs = {"text_config": LlamaConfig, "vision_config": CLIPVisionConfig, "sam_config": PretrainedConfig}
 
-    def __init__(
-        self,
-        backbone: str = "llava",
-        text_config: LlamaConfig | dict[str, Any] | None = None,
-        vision_config: CLIPVisionConfig | dict[str, Any] | None = None,
-        sam_config: PretrainedConfig | dict[str, Any] | None = None,
-        vision_select_layer: int = -2,
-        projector: str = "linear",
-        projector_hidden_size: int | None = None,
-        projector_shuffle: int = 1,
-        projector_motion: bool = False,
-        frame_time_embedding: bool = False,
-        visual_mode: str = "frame",
-        loc_mode: str = "none",
-        loc_hidden_size: int = 256,
-        out_dim: int = 256,
-        template: str = "llava_llama_2",
-        tokenization: str = "legacy",
-        seg_token: str = "[SEG]",
-        loc_token: str = "[LOC]",
-        seg_token_id: int | None = None,
-        loc_token_id: int | None = None,
-        clip_resize: str = "crop",
-        answer_style: str = "fixed",
-        initialization: str = "hf",
-        segmenter: str = "sam",
-        **kwargs: Any,
-    ):
-        self.backbone = backbone
-        self.vision_select_layer = vision_select_layer
-        self.projector = projector
-        self.projector_hidden_size = projector_hidden_size
-        self.projector_shuffle = projector_shuffle
-        self.projector_motion = projector_motion
-        self.frame_time_embedding = frame_time_embedding
-        self.visual_mode = visual_mode
-        self.loc_mode = loc_mode
-        self.loc_hidden_size = loc_hidden_size
-        self.out_dim = out_dim
-        self.template = template
-        self.tokenization = tokenization
-        self.seg_token = seg_token
-        self.loc_token = loc_token
-        self.seg_token_id = seg_token_id
-        self.loc_token_id = loc_token_id
-        self.clip_resize = clip_resize
-        self.answer_style = answer_style
-        self.initialization = initialization
-        self.segmenter = segmenter
-        kwargs.setdefault("tie_word_embeddings", False)
-        parts = {"text_config": text_config, "vision_config": vision_config, "sam_config": sam_config}
+    def __init__(self, **kwargs: Any):
         problems, choices = Problems(), Problems()
-        note_wrong_values({**vars(self), **kwargs, **parts}, problems)
-        fields.note_problems(vars(self), _CHOICE_RULES, choices)
+        note_wrong_values(kwargs, problems)
+        fields.note_problems(kwargs, {name: FIELDS[name][1] for name in CHOICES}, choices)
         if len(problems) > len(choices):  # else the rest can be examined as well, so that all is said at once
             problems.raise_if_any(ConfigError, _HEADLINE)
-        self.text_config = _sub_config(text_config, LlamaConfig, "text_config")
-        self.vision_config = _sub_config(vision_config, CLIPVisionConfig, "vision_config")
-        kind = segmenter_class(segmenter)
-        self.sam_config = (
-            kind.default_config() if sam_config is None else _sub_config(sam_config, kind.config_class, "sam_config")
-        )
+        for name, (default, _) in known_fields(kwargs).items():
+            setattr(self, name, kwargs.pop(name, default))
+        for name, kind in self.sub_configs.items():
+            value = kwargs.pop(name, None)
+            if name == "sam_config" and value is None:
+                value = segmenter_class(self.segmenter).default_config()
+            setattr(self, name, _part(value, kind, name))
         with fields.building("MoraConfig"):
-            super().__init__(**kwargs)
-        self.check()
+            super().__init__(tie_word_embeddings=self.tie_word_embeddings, **kwargs)
+        self.note_contradictions(problems)
+        problems.raise_if_any(ConfigError, _HEADLINE)
 
     @property
-    def patches_per_side(self) -> int:
-        """Visual tokens along one side of a frame, before the projector joins any."""
-        return self.vision_config.image_size // self.vision_config.patch_size
+    def sub_configs(self) -> dict[str, type[PretrainedConfig]]:
+        """Its parts: those of the backbone, and the segmenter's."""
+        parts = {name: kind for name, (kind, _) in backbone_class(self.backbone).parts.items()}
+        return {**parts, "sam_config": segmenter_class(self.segmenter).config_class}
 
     @property
-    def tokens_per_frame(self) -> int:
-        """Visual tokens of one frame as the LLM sees them."""
-        return (self.patches_per_side // self.projector_shuffle) ** 2
+    def pixel_rule(self) -> PixelRule:
+        """How frames become the backbone's pixels."""
+        return backbone_class(self.backbone).pixel_rule(self)
 
-    def check(self) -> None:
-        """Examine the values together.
-
-        Raises:
-            ConfigError: listing every value that cannot be used.
-        """
-        problems = Problems()
-        fields.note_problems(vars(self), _CHOICE_RULES, problems)
+    def note_contradictions(self, problems: Problems) -> None:
+        """Examine the values together and note what does not fit."""
         if self.loc_mode == "frame" and self.visual_mode != "frame":
             problems.add("loc_mode", f"'frame' needs visual_mode 'frame', not {self.visual_mode!r}; use 'global'")
         if self.loc_mode == "global" and self.loc_hidden_size % LOC_HEADS:
             problems.add("loc_hidden_size", f"is {self.loc_hidden_size}; use a multiple of {LOC_HEADS}")
-        if self.projector_shuffle == 2 and self.patches_per_side % 2:
-            problems.add("projector_shuffle", f"2 needs an even patch grid, this tower has {self.patches_per_side}")
-        depth = self.vision_config.num_hidden_layers
-        if not -(depth + 1) <= self.vision_select_layer <= depth:
-            problems.add("vision_select_layer", f"is {self.vision_select_layer}; this tower has {depth} layers")
+        backbone_class(self.backbone).note_contradictions(self, problems)
         segmenter = segmenter_class(self.segmenter)
         prompt_width = segmenter.prompt_width(self.sam_config)
         if self.out_dim != prompt_width:
             problems.add("out_dim", f"is {self.out_dim}, but this SAM takes prompts of width {prompt_width}")
-        self._check_text(problems)
         segmenter.note_contradictions(self.sam_config, problems)
-        problems.raise_if_any(ConfigError, _HEADLINE)
-
-    def _check_text(self, problems: Problems) -> None:
-        """Note contradictions between the decoder and the special tokens."""
         text = self.text_config
-        if text.head_dim % 2:
-            problems.add("text_config.head_dim", f"is {text.head_dim}; rotary positions need an even one")
         for where, name in ((self, "seg_token_id"), (self, "loc_token_id"), (text, "pad_token_id")):
             number = getattr(where, name)
             if number is not None and number >= text.vocab_size:
@@ -254,7 +181,8 @@ def stored_config(saved: Mapping[str, Any], path: Path) -> MoraConfig:
         ConfigError: with every field that is unknown or cannot be used.
     """
     problems = Problems()
-    known = {*inspect.signature(MoraConfig.__init__).parameters, *MoraConfig().to_dict(), "torch_dtype"}
+    kind = _backbone(saved)
+    known = {*known_fields(saved), *(kind.parts if kind else ()), *MoraConfig().to_dict(), "torch_dtype"}
     for name in sorted(saved.keys() - known):
         if not name.startswith("_"):
             problems.add(name, "not a field of MoraConfig; remove it, or use the version of the program that wrote it")

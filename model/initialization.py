@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-
-if TYPE_CHECKING:
-    from model.mora import MoraModel
 
 WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -43,6 +39,8 @@ def xavier_everywhere(model: nn.Module, generator: torch.Generator) -> None:
         generator: on the CPU.
     """
     for module in model.modules():
+        if getattr(module, "grid_init", False):
+            set_grid_positions(module)
         if not isinstance(module, WEIGHTED):
             continue
         if getattr(module, "zero_init", False):
@@ -79,25 +77,25 @@ def set_grid_positions(embedding: nn.Embedding) -> None:
 
 
 @torch.no_grad()
-def resize_vocabulary(model: MoraModel, size: int) -> None:
-    """Change the number of words, in place.
+def resize_vocabulary(embeddings: nn.Module, head: nn.Module, size: int) -> None:
+    """Change the number of words, in place; matrices that are one stay one.
 
-    New rows of the embedding and of the language head are the mean of the old rows plus a little seeded noise, a tenth
-    of their spread: nothing depends on, or changes, global random state.
+    New rows are the mean of the old rows plus a little seeded noise, a tenth of their spread: nothing depends on, or
+    changes, global random state.
 
     Args:
-        model: its ``config.text_config.vocab_size`` follows.
+        embeddings: an ``nn.Embedding``, weight [V, D].
+        head: an ``nn.Linear`` without bias, weight [V, D].
         size: new number of rows.
     """
-    language_model = model.language_model
-    old = language_model.get_input_embeddings().weight.shape[0]
-    with torch.random.fork_rng(devices=[]):
-        language_model.resize_token_embeddings(size, mean_resizing=False)
-    model.config.text_config.vocab_size = size
-    if size <= old:
-        return
+    tied = head.weight is embeddings.weight
     generator = torch.Generator().manual_seed(size)
-    for weight in (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight):
-        known = weight[:old].float()
-        noise = torch.randn(size - old, weight.shape[1], generator=generator).to(known)
-        weight[old:] = (known.mean(0) + 0.1 * known.std(0) * noise).to(weight)
+    for module in (embeddings, head):
+        old = module.weight
+        known = old[:size].float()
+        noise = torch.randn(max(0, size - len(old)), old.shape[1], generator=generator).to(known)
+        new = (known.mean(0) + 0.1 * known.std(0) * noise).to(old)
+        module.weight = nn.Parameter(torch.cat([old[:size], new]), requires_grad=old.requires_grad)
+    if tied:
+        embeddings.weight = head.weight
+    embeddings.num_embeddings = head.out_features = size

@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from model import answering
-from model.backbones.llava import Projector, vision_features
+from model.backbones import backbone_class, read_rows
 from model.config import MoraConfig
-from model.context import Answer, Reading, VideoContext
 from model.initialization import initialize_module, resize_vocabulary
+from model.layout import Layout, PlacedQuestion, place_questions, plan_masks, require_rows, supervised_tokens
 from model.localization import build_loc_head
-from model.losses import LossWeights
-from model.segmenters import Embeddings, segmenter_class
-from model.training_step import training_step
-from utils.batch import MoraBatch
-from utils.errors import ConfigError
+from model.losses import LossWeights, language_loss, localization_loss, mask_losses
+from model.segmenters import segmenter_class
+from utils.batch import MoraBatch, VideoTensors
+from utils.errors import ConfigError, DataError
 from utils.finite import require_finite
 
 
@@ -37,9 +35,8 @@ class MoraModel(PreTrainedModel):
         config: its shape.
 
     Attributes:
-        language_model: ``LlamaForCausalLM``.
-        vision_tower: ``CLIPVisionModel``.
-        projector: visual features to visual tokens.
+        backbone: what to do with the networks of the multimodal language model, which stand beside it under names of
+            their own (``language_model``, ``vision_tower``, ``projector`` for LLaVA).
         sam: the segmenter, a :class:`model.segmenters.Segmenter`.
         text_hidden_fcs: the read-out of [SEG], state to prompt embedding.
         loc_head: only with ``loc_mode`` "global" or "frame".
@@ -52,14 +49,15 @@ class MoraModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer", "SamVisionLayer"]
 
     def __init__(self, config: MoraConfig):
         super().__init__(config)
         hidden = config.text_config.hidden_size
-        self.language_model = LlamaForCausalLM(config.text_config)
-        self.vision_tower = CLIPVisionModel(config.vision_config)
-        self.projector = Projector(config)
+        kind = backbone_class(config.backbone)
+        networks = kind.networks(config)
+        for name, network in networks.items():
+            self.add_module(name, network)
+        self.backbone = kind(config, networks)
         self.sam = segmenter_class(config.segmenter)(config.sam_config)
         head = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, config.out_dim), nn.Dropout(0.0))
         self.text_hidden_fcs = nn.ModuleList([head])
@@ -87,20 +85,15 @@ class MoraModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
-        return self.language_model.get_input_embeddings()
+        return self.backbone.vocabulary[0]
 
     def get_output_embeddings(self) -> nn.Module:
         """The language head."""
-        return self.language_model.get_output_embeddings()
-
-    @property
-    def packs_questions(self) -> bool:
-        """Whether questions may share a row; flash attention takes no mask that would keep them apart."""
-        return "flash" not in (self.language_model.config._attn_implementation or "")
+        return self.backbone.vocabulary[1]
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
         """Recompute the decoder's layers in the backward pass instead of keeping what is inside them."""
-        for module in self.language_model.modules():
+        for module in self.backbone.decoder.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = enable
                 module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
@@ -124,30 +117,9 @@ class MoraModel(PreTrainedModel):
                 )
         return config.seg_token_id, config.loc_token_id if config.loc_mode != "none" else None
 
-    def vision_features(self, clip_pixels: Tensor) -> Tensor:
-        """Patch features of frames: float [F, 3, c, c] to [F, N, C]; no graph is kept when the tower is frozen."""
-        with _grad_if_trainable(self.vision_tower):
-            return vision_features(self.vision_tower, clip_pixels, self.config.vision_select_layer)
-
-    def encode_frames(self, sam_pixels: Tensor) -> Embeddings:
-        """The segmenter's embeddings of frames, float [F, 3, S, S]; no graph is kept when its encoder is frozen."""
-        return self.sam.encode(sam_pixels)
-
     def prompt_embeddings(self, states: Tensor) -> Tensor:
         """[SEG] states [..., D] to prompt embeddings [..., C]."""
         return self.text_hidden_fcs[0](states)
-
-    def visual_tokens(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Visual tokens of several videos, the tower run once over all their frames.
-
-        Args:
-            clips: float [T, 3, c, c] per video.
-
-        Returns:
-            [R, n_vis, D] per video.
-        """
-        features = self.vision_features(torch.cat(list(clips)))
-        return [self.projector(part) for part in features.split([clip.shape[0] for clip in clips])]
 
     def forward(
         self, batch: MoraBatch, loss_weights: LossWeights | None = None, return_predictions: bool = False
@@ -168,84 +140,79 @@ class MoraModel(PreTrainedModel):
             DataError: supervision that does not fit its ids.
             ConfigError: ids of special tokens are missing.
         """
-        return training_step(self, batch, loss_weights or LossWeights(), return_predictions)
+        weights, videos = loss_weights or LossWeights(), batch.videos
+        seg_id, loc_id = self.token_ids()
 
-    @torch.no_grad()
-    def encode_video(
-        self,
-        clip_pixels: Tensor,
-        sam_pixels: Tensor,
-        resized_size: tuple[int, int],
-        original_size: tuple[int, int],
-    ) -> VideoContext:
-        """Everything that no question changes, computed once.
+        # Every video is encoded once, and its questions share rows of the decoder.
+        visuals = self.backbone.encode([video.clip_pixels for video in videos])
+        questions, rows = place_questions(batch, visuals, seg_id, loc_id, self.backbone.packs_questions)
+        layout, states = read_rows(self.backbone, rows, [row for visual in visuals for row in visual.rows()])
+        states = states.flatten(0, 1)  # [B * L, D]
+        index = partial(torch.tensor, dtype=torch.long, device=states.device)
 
-        Args:
-            clip_pixels: float [T, 3, c, c].
-            sam_pixels: float [T, 3, S, S].
-            resized_size: (h, w) of a frame inside SAM's square.
-            original_size: (H, W) of the frames.
+        # Words: the language head runs only where something is supervised.
+        places, words = supervised_tokens(questions, layout)
+        require_rows(words, self.config.text_config.vocab_size)
+        ce = language_loss(self.backbone.logits(states[index(places)]), index(words))
 
-        Returns:
-            The context that :meth:`read` and :meth:`answer` take.
+        # Masks: every frame that has one is encoded once, and all masks are decoded in one call.
+        plan, masks = plan_masks(questions, layout), {}
+        if plan.prompts:
+            pixels = torch.cat([videos[v].sam_pixels[index(frames)] for v, frames in plan.encoded.items()])
+            prompts = self.prompt_embeddings(states[index(plan.places)])  # [S, C]
+            logits = self.sam.decode(self.sam.encode(pixels)[index(plan.frames)], prompts[index(plan.prompts)])
+            for v, part in zip(plan.counts, logits.split(list(plan.counts.values()))):
+                masks[v] = self.sam.to_frames(part, videos[v].resized_size, videos[v].original_size)  # [N, H, W]
+        bce, dice = mask_losses([(masks[v], videos[v].mask_targets()) for v in masks], states.device)
+
+        # Times: the head reads the states before [LOC] and, unless each row has a frame of its own, of the frames.
+        times = self._times(questions, layout, states, videos) if loc_id is not None else {}
+        loc = localization_loss(_with_windows(questions, videos, times) if loc_id is not None else [], states.device)
+
+        losses = {
+            "ce_loss": weights.ce * ce,
+            "mask_bce_loss": weights.bce * bce,
+            "mask_dice_loss": weights.dice * dice,
+            "loc_loss": weights.loc * loc,
+        }
+        losses["mask_loss"] = losses["mask_bce_loss"] + losses["mask_dice_loss"]
+        losses["loss"] = losses["ce_loss"] + losses["mask_loss"] + losses["loc_loss"] + self._idle(masks, times)
+        if return_predictions:
+            losses["predictions"] = _predictions(questions, videos, masks, times, states.device)
+        return losses
+
+    def _times(
+        self, questions: Sequence[PlacedQuestion], layout: Layout, states: Tensor, videos: Sequence[VideoTensors]
+    ) -> dict[tuple[int, int], Tensor]:
+        """[LOC] logits [T] by (video, question), for every question with a [LOC] and an image."""
+        groups: dict[tuple[int, ...], list[PlacedQuestion]] = {}  # questions that share their rows, and so their frames
+        for question in questions:
+            if question.locs and question.prefix:
+                groups.setdefault(tuple(row for row, _ in question.rows), []).append(question)
+        result = {}
+        for rows, group in groups.items():
+            places = [question.places_before(question.locs[0], layout, "[LOC]") for question in group]
+            said = states[torch.tensor(places, device=states.device)]  # [Q, R, D]
+            if self.config.loc_mode == "frame":
+                logits = self.loc_head(said)
+            else:
+                seen = states[torch.tensor([layout.images[row] for row in rows], device=states.device)]  # [R, n, D]
+                frames = self.backbone.frame_states(seen, videos[group[0].video].num_frames)
+                logits = self.loc_head(said.mean(1), frames)
+            result.update({(each.video, each.number): logit for each, logit in zip(group, logits)})
+        return result
+
+    def _idle(self, masks: dict, times: dict) -> Tensor | float:
+        """Zero, with a gradient of zero for trained parts this batch did not use.
+
+        Without it, processes whose batches use different parts would wait for each other's gradients for ever.
         """
-        with self.evaluating():
-            (visual,) = self.visual_tokens([clip_pixels])
-            embeddings = self.encode_frames(sam_pixels)
-        return VideoContext(embeddings, visual, tuple(resized_size), tuple(original_size))
-
-    @torch.no_grad()
-    def read(self, context: VideoContext, input_ids: Sequence[Tensor], use_cache: bool = True) -> list[Reading]:
-        """Read whole conversations with teacher forcing.
-
-        Args:
-            context: of the video.
-            input_ids: int64 [L] each, with at most one ``IMAGE_TOKEN_INDEX``.
-            use_cache: reuse the keys and values of what was read before; the result is the same.
-
-        Returns:
-            One reading per conversation.
-        """
-        with self.evaluating():
-            return answering.read(self, context, input_ids, use_cache)
-
-    @torch.no_grad()
-    def answer(
-        self,
-        context: VideoContext,
-        prompts: Sequence[Tensor],
-        answer_mode: str = "generate",
-        forced_answer_ids: Tensor | Sequence[Tensor] | None = None,
-        max_new_tokens: int = 32,
-        force_seg_token: bool = False,
-        force_loc_token: bool = False,
-        eos_token_id: int | Sequence[int] | None = None,
-        use_cache: bool = True,
-    ) -> list[Answer]:
-        """Answer questions with masks and times.
-
-        Args:
-            context: of the video.
-            prompts: int64 [P] each, ending where the answer begins.
-            answer_mode: "generate" greedily, or "forced": take ``forced_answer_ids`` as the answer.
-            forced_answer_ids: int64 [A] for all questions, or one per question.
-            max_new_tokens: at most this many per answer.
-            force_seg_token: append [SEG] to an answer without one.
-            force_loc_token: append [LOC] to an answer without one.
-            eos_token_id: ends an answer, as does any of several; default: the language model's.
-            use_cache: as in :meth:`read`.
-
-        Returns:
-            One answer per prompt.
-
-        Raises:
-            ConfigError: an unknown mode, or a mode without its ids.
-        """
-        request = answering.Request(
-            answer_mode, forced_answer_ids, max_new_tokens, force_seg_token, force_loc_token, eos_token_id, use_cache
-        )
-        with self.evaluating():
-            return answering.answer(self, context, prompts, request)
+        unused = []
+        if not masks:
+            unused += [*self.text_hidden_fcs.parameters(), *self.sam.decoder.parameters()]
+        if not times and self.config.loc_mode != "none":
+            unused += list(self.loc_head.parameters())
+        return sum((parameter.sum() * 0.0 for parameter in unused if parameter.requires_grad), 0.0)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -270,13 +237,49 @@ class MoraModel(PreTrainedModel):
             The word embeddings.
         """
         if new_num_tokens is not None:
-            resize_vocabulary(self, new_num_tokens)
+            resize_vocabulary(*self.backbone.vocabulary, new_num_tokens)
+            self.config.text_config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
 
 
-@contextmanager
-def _grad_if_trainable(module: nn.Module) -> Iterator[None]:
-    """Keep a graph only if some parameter of ``module`` is trained."""
-    trained = any(parameter.requires_grad for parameter in module.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-        yield
+def _with_windows(
+    questions: Sequence[PlacedQuestion], videos: Sequence[VideoTensors], times: dict[tuple[int, int], Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """(logits [T], in_window [T]) of the questions whose time is known.
+
+    Raises:
+        DataError: a window, but no [LOC] to learn it.
+    """
+    pairs = []
+    for question in questions:
+        window = videos[question.video].questions[question.number].in_window
+        if window is None:
+            continue
+        if (question.video, question.number) not in times:
+            raise DataError(f"{question.where}: in_window is given, but its ids hold no [LOC] after an image")
+        pairs.append((times[question.video, question.number], window))
+    return pairs
+
+
+def _predictions(
+    questions: Sequence[PlacedQuestion],
+    videos: Sequence[VideoTensors],
+    masks: dict[int, Tensor],
+    times: dict[tuple[int, int], Tensor],
+    device: torch.device,
+) -> list[list[dict[str, Tensor | None]]]:
+    """What ``forward`` returns about every video's questions, detached."""
+    result: list[list[dict[str, Tensor | None]]] = [[] for _ in videos]
+    rest = {v: logits.detach() for v, logits in masks.items()}
+    for question in questions:
+        v, shape = question.video, (len(question.segs), len(question.mask_frames))
+        left = rest.get(v, torch.zeros(0, *videos[v].original_size, device=device))
+        mine, rest[v] = left[: shape[0] * shape[1]], left[shape[0] * shape[1] :]
+        times_of = times.get((v, question.number))
+        result[v].append(
+            {
+                "mask_logits": mine.reshape(*shape, *videos[v].original_size),
+                "loc_logits": None if times_of is None else times_of.detach().float(),
+            }
+        )
+    return result

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from model.config import MoraConfig
-from model.initialization import set_grid_positions, xavier_everywhere
+from model.initialization import xavier_everywhere
 from model.mora import MoraModel
 from model.segmenters import sam_config
 
@@ -156,5 +156,4 @@ def build(config: MoraConfig, device: torch.device | str = "cpu", seed: int = 0)
         model = MoraModel(config)
         if config.initialization == "xavier":
             xavier_everywhere(model, torch.Generator().manual_seed(seed))
-            set_grid_positions(model.vision_tower.embeddings.position_embedding)
     return model.to(device).eval()

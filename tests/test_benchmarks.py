@@ -104,7 +104,7 @@ def test_formulas_count_what_runs(window):
     assert counted(lambda: encoder(torch.zeros(1, 3, 64, 64))) == costs.sam_frame
     model.vision_tower.set_attn_implementation("eager")
     clip = torch.zeros(1, 3, 64, 64)
-    assert counted(lambda: model.visual_tokens([clip])) == costs.clip_frame
+    assert counted(lambda: model.backbone.encode([clip])) == costs.clip_frame
     model.language_model.set_attn_implementation("eager")
     row = torch.zeros(2, 7, 128)
     heads = 2 * 7 * costs.llm_head

@@ -19,6 +19,24 @@ IGNORE_INDEX = -100
 """Label of a position that carries no language loss."""
 
 
+@dataclass(frozen=True)
+class PixelRule:
+    """How a frame becomes the square that a backbone's encoder sees: plain data, which ``datasets.pixels`` follows.
+
+    Attributes:
+        size: side c of the square, pixels.
+        resize: "crop": short side to c, then the centre; what published LISA weights saw, though a 16:9 frame loses
+            44 % of its width. "pad": long side to c, mean colour around it. "squash": both sides to c.
+        mean: per channel, of values 0..1; taken off.
+        std: per channel; divided by.
+    """
+
+    size: int
+    resize: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 @dataclass
 class QuestionTensors:
     """One question about a video, tokenised, with what supervises its answer.
@@ -62,6 +80,11 @@ class VideoTensors:
     @property
     def num_frames(self) -> int:
         return self.clip_pixels.shape[0]
+
+    def mask_targets(self) -> Tensor:
+        """Supervised masks, question after question, [N, H, W]; there must be one."""
+        parts = [question.masks.flatten(0, 1) for question in self.questions]
+        return torch.cat([part for part in parts if part.shape[0]])
 
 
 @dataclass

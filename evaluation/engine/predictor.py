@@ -23,9 +23,9 @@ from datasets.tokenization import MoraTokenizer
 from evaluation.engine.jobs import Prediction
 from evaluation.protocol import Protocol
 from model import answering
-from model.context import Answer, VideoContext
+from model.layout import require_rows
 from model.mora import MoraModel
-from utils.errors import ConfigError, DataError, TokenizerError
+from utils.errors import ConfigError, DataError
 
 
 @dataclass
@@ -51,7 +51,6 @@ class MoraPredictor:
         tokenizer: the model's; must know [SEG], and [LOC] if the model has a [LOC] head.
         protocol: how to ask.
         template: conversation template; None: the one the model was trained with.
-        use_cache: reuse what was read of a video for all its questions; the result is the same.
 
     Raises:
         TokenizerError: the tokenizer lacks a token, or the model has no embedding for it.
@@ -64,7 +63,6 @@ class MoraPredictor:
         tokenizer: MoraTokenizer,
         protocol: Protocol,
         template: str | None = None,
-        use_cache: bool = True,
     ):
         config = model.config
         self.has_loc = config.loc_mode != "none" and not protocol.seg_only
@@ -74,13 +72,11 @@ class MoraPredictor:
                 f"(loc_mode {config.loc_mode!r}); use --seg_only, or a model trained with --loc_mode"
             )
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
-        self._rows = model.get_input_embeddings().num_embeddings
-        for token in (config.seg_token, config.loc_token) if self.has_loc else (config.seg_token,):
-            self._check_rows([tokenizer.id_of(token)])
+        tokens = (config.seg_token, config.loc_token) if self.has_loc else (config.seg_token,)
+        require_rows([tokenizer.id_of(token) for token in tokens], config.text_config.vocab_size)
         self.template = template or config.template
-        self.use_cache = use_cache
         self._device = next(model.parameters()).device
-        self._clip = ClipPreprocessor(config.vision_config.image_size, config.clip_resize)
+        self._clip = ClipPreprocessor(config.pixel_rule)
         self._sam = SamPreprocessor(model.sam.image_size)
 
     def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> PreparedVideo:
@@ -98,23 +94,22 @@ class MoraPredictor:
         return PreparedVideo(clip, sam, frames[0].shape[:2])
 
     @torch.inference_mode()
-    def encode(self, prepared: PreparedVideo, frames_per_pass: int | None = None) -> VideoContext:
+    def encode(self, prepared: PreparedVideo, frames_per_pass: int | None = None) -> answering.VideoContext:
         """Encode a video once, at most so many frames at a time."""
         dtype = next(self.model.parameters()).dtype
         clip, sam = (part.to(self._device, non_blocking=True) for part in (prepared.clip, prepared.sam))
-        with self.model.evaluating():
-            return answering.encode(
-                self.model,
-                self._clip.normalise(clip).to(dtype),
-                self._sam.normalise(sam).to(dtype),
-                tuple(sam.shape[2:]),
-                prepared.original_size,
-                frames_per_pass,
-            )
+        return answering.encode(
+            self.model,
+            self._clip.normalise(clip).to(dtype),
+            self._sam.normalise(sam).to(dtype),
+            tuple(sam.shape[2:]),
+            prepared.original_size,
+            frames_per_pass,
+        )
 
     @torch.inference_mode()
     def answer(
-        self, context: VideoContext, questions: Sequence[Question], frames_per_pass: int | None = None
+        self, context: answering.VideoContext, questions: Sequence[Question], frames_per_pass: int | None = None
     ) -> list[Prediction]:
         """Answer questions about an encoded video, at most so many masks at a time.
 
@@ -129,22 +124,16 @@ class MoraPredictor:
         messages = [ask(query.text, f"question {query.query_id}") for query in questions]
         prompts, forced = self._prompts(messages)
         request = answering.Request(
-            answer_mode=self.protocol.answer_mode,
-            forced_answer_ids=forced,
+            forced=forced,
             max_new_tokens=self.protocol.max_new_tokens,
             force_seg_token=self.protocol.force_seg_token,
             force_loc_token=self.protocol.force_loc_token,
             eos_token_id=self.tokenizer.eos_id,
-            use_cache=self.use_cache,
             mask_threshold=self.protocol.mask_threshold,
             frames_per_pass=frames_per_pass,
             use_loc=self.has_loc,
         )
-        for ids in (*prompts, *(forced or ())):
-            self._check_rows(ids.tolist())
-        with self.model.evaluating():
-            answers = answering.answer(self.model, context, prompts, request)
-        return [self._prediction(answer) for answer in answers]
+        return [self._prediction(answer) for answer in answering.answer(self.model, context, prompts, request)]
 
     def _prompts(self, messages: Sequence[str]) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Prompts, and the answers to force if the protocol says so."""
@@ -154,15 +143,7 @@ class MoraPredictor:
         pairs = [encode_forced_answer(message, text, self.template, self.tokenizer) for message in messages]
         return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
 
-    def _check_rows(self, ids: Sequence[int]) -> None:
-        """Refuse ids without an embedding here: on a GPU, looking one up ends all work of the process."""
-        if max(ids) >= self._rows:
-            raise TokenizerError(
-                f"the tokenizer gives id {max(ids)}, but the model has {self._rows} embeddings; use the tokenizer that "
-                "was saved with the weights"
-            )
-
-    def _prediction(self, answer: Answer) -> Prediction:
+    def _prediction(self, answer: answering.Answer) -> Prediction:
         probs = answer.loc_probs
         return Prediction(
             masks=answer.masks.cpu().numpy(),

@@ -1,21 +1,124 @@
-"""LLaVA-style backbone: a CLIP tower, a projector and a Llama decoder (Liu et al. 2023, "Visual Instruction Tuning").
-
-Here are its parts; :class:`model.mora.MoraModel` holds them under the names of a checkpoint.
-"""
+"""LLaVA: a CLIP tower, a projector and a Llama decoder (Liu et al. 2023, "Visual Instruction Tuning")."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, LlamaForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from model.backbones.packing import Layout, Row, attention_mask, pack, require_rows, segment_mask
-from model.config import MoraConfig
+from model.backbones.interface import Backbone, grad_if_trained
+from model.fields import CLIP, FLAG, LAYERS, LLAMA, SIZE, one_of, optional, whole
+from model.layout import Visual
 from model.localization import TIME_FREQUENCIES, fourier_features, normalised_times
+from utils.batch import PixelRule
+from utils.errors import Problems
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Llava(Backbone):
+    """CLIP, a projector, Llama. Fields of its own in :class:`model.config.MoraConfig`:
+
+    * ``text_config``: Llama decoder (``LlamaConfig`` or dict); ``vision_config``: CLIP (``CLIPVisionConfig`` or dict).
+    * ``vision_select_layer``: index into the tower's hidden states; -2 is the input of its last layer.
+    * ``projector``: "linear" (LLaVA v1) or "mlp" (two layers with GELU); ``projector_hidden_size``: width between the
+      two, None: that of the decoder.
+    * ``projector_shuffle``: 2 joins each 2x2 block of neighbouring patches into one token; 1 keeps every patch.
+    * ``projector_motion``: give the projector each token's difference to the same token one frame earlier as well.
+    * ``frame_time_embedding``: add an embedding of the frame's time, normalised to 0..1, to its visual tokens.
+    * ``clip_resize``: how a frame becomes the tower's square: centre crop, pad or squash.
+    """
+
+    fields = {
+        "vision_select_layer": (-2, whole(-LAYERS - 1, LAYERS)),
+        "projector": ("linear", one_of("linear", "mlp")),
+        "projector_hidden_size": (None, optional(SIZE)),
+        "projector_shuffle": (1, one_of(1, 2)),
+        "projector_motion": (False, FLAG),
+        "frame_time_embedding": (False, FLAG),
+        "clip_resize": ("crop", one_of("crop", "pad", "squash")),
+    }
+    parts = {
+        "text_config": (LlamaConfig, {**LLAMA, "model_type": one_of("llama")}),
+        "vision_config": (CLIPVisionConfig, {**CLIP, "model_type": one_of("clip_vision_model")}),
+    }
+    decoder_part = "language_model"
+    vocabulary_parts = ("language_model.model.embed_tokens", "language_model.lm_head")
+
+    @classmethod
+    def networks(cls, config: Any) -> dict[str, nn.Module]:
+        networks = {  # in this order: a seed's weights follow from it
+            "language_model": LlamaForCausalLM(config.text_config),
+            "vision_tower": CLIPVisionModel(config.vision_config),
+            "projector": Projector(config),
+        }
+        networks["vision_tower"].embeddings.position_embedding.grid_init = True  # see model.initialization
+        return networks
+
+    @classmethod
+    def pixel_rule(cls, config: Any) -> PixelRule:
+        return PixelRule(config.vision_config.image_size, config.clip_resize, CLIP_MEAN, CLIP_STD)
+
+    @classmethod
+    def note_contradictions(cls, config: Any, problems: Problems) -> None:
+        if config.projector_shuffle == 2 and patches_per_side(config) % 2:
+            problems.add("projector_shuffle", f"2 needs an even patch grid, this tower has {patches_per_side(config)}")
+        depth = config.vision_config.num_hidden_layers
+        if not -(depth + 1) <= config.vision_select_layer <= depth:
+            problems.add("vision_select_layer", f"is {config.vision_select_layer}; this tower has {depth} layers")
+        if config.text_config.head_dim % 2:
+            problems.add("text_config.head_dim", f"is {config.text_config.head_dim}; rotary positions need an even one")
+
+    @property
+    def packs_questions(self) -> bool:
+        """Flash attention takes no mask that would keep questions apart."""
+        return "flash" not in (self.decoder.config._attn_implementation or "")
+
+    def encode(self, videos: Sequence[Tensor], frames_per_pass: int | None = None) -> list[Visual]:
+        tower, projector = self.part("vision_tower"), self.part("projector")
+        pixels = torch.cat(list(videos))
+        with grad_if_trained(tower):
+            parts = pixels.split(frames_per_pass or len(pixels))
+            features = torch.cat([vision_features(tower, part, self.config.vision_select_layer) for part in parts])
+        visuals = []
+        for part in features.split([len(video) for video in videos]):
+            tokens = projector(part)
+            visuals.append(Visual(tokens, [(1, tokens.shape[1])]))
+        return visuals
+
+    def read(
+        self,
+        embeds: Tensor,
+        positions: Tensor | None,
+        allowed: Tensor | None,
+        cache: DynamicCache | None = None,
+        places: Tensor | None = None,
+        extras: Sequence[Tensor] = (),
+    ) -> Tensor:
+        if allowed is not None and self.decoder.config._attn_implementation == "eager":
+            # Eager attention adds its mask to the scores; a bool there would be silently wrong.
+            lowest = torch.finfo(embeds.dtype).min
+            allowed = torch.zeros_like(allowed, dtype=embeds.dtype).masked_fill_(~allowed, lowest)
+        return self.decoder.model(
+            inputs_embeds=embeds,
+            attention_mask=allowed,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def frame_states(self, states: Tensor, frames: int) -> Tensor:
+        return self.part("projector").frame_states(states, frames)
+
+
+def patches_per_side(config: Any) -> int:
+    """Patches along one side of a frame, before the projector joins any."""
+    return config.vision_config.image_size // config.vision_config.patch_size
 
 
 def vision_features(tower: CLIPVisionModel, pixels: Tensor, select_layer: int) -> Tensor:
@@ -44,12 +147,12 @@ class Projector(nn.Module):
         config: ``projector``, ``projector_shuffle``, ``projector_motion``, ``frame_time_embedding``, ``visual_mode``.
     """
 
-    def __init__(self, config: MoraConfig):
+    def __init__(self, config: Any):
         super().__init__()
         self.mode = config.visual_mode
         self.shuffle = config.projector_shuffle
         self.motion = config.projector_motion
-        self.side = config.patches_per_side
+        self.side = patches_per_side(config)
         width = config.vision_config.hidden_size * self.shuffle**2 * (2 if self.motion else 1)
         hidden = config.text_config.hidden_size
         if config.projector == "mlp":
@@ -61,7 +164,7 @@ class Projector(nn.Module):
         self.frame_time: nn.Sequential | None = None
         if config.frame_time_embedding:
             last = nn.Linear(hidden, hidden)
-            last.zero_init = True  # a fresh model starts as one without time; see MoraModel._init_weights
+            last.zero_init = True  # a fresh model starts as one without time; see model.initialization
             self.frame_time = nn.Sequential(nn.Linear(2 * TIME_FREQUENCIES, hidden), nn.GELU(), last)
 
     def tokens(self, features: Tensor) -> Tensor:
@@ -115,47 +218,3 @@ class Projector(nn.Module):
         if self.mode == "pooled":
             return states[0, -frames:, None]
         return states[0].unflatten(0, (frames, -1))
-
-
-def embed_rows(llm: LlamaForCausalLM, layout: Layout, visual: Sequence[Tensor]) -> Tensor:
-    """Input embeddings of rows, visual tokens in their places.
-
-    Args:
-        llm: the decoder.
-        layout: the rows.
-        visual: visual rows, each [n_vis, D]; rows name them by index.
-
-    Returns:
-        [B, L, D].
-    """
-    embeds = llm.get_input_embeddings()(layout.ids)
-    if not layout.visual_rows:
-        return embeds
-    tokens = torch.cat([visual[index] for index in layout.visual_rows]).to(embeds.dtype)
-    return embeds.flatten(0, 1).index_copy(0, layout.visual_places, tokens).view_as(embeds)
-
-
-def run_rows(llm: LlamaForCausalLM, rows: Sequence[Row], visual: Sequence[Tensor]) -> tuple[Layout, Tensor]:
-    """Read whole rows without a cache.
-
-    Args:
-        llm: the decoder.
-        rows: what to read.
-        visual: visual rows, each [n_vis, D]; ``Row.visual`` is an index into them.
-
-    Returns:
-        The layout, and the states after the final norm as [B * L, D].
-
-    Raises:
-        TokenizerError: an id that has no row in the word embeddings.
-    """
-    for row in rows:
-        require_rows([*row.prefix, *itertools.chain.from_iterable(row.suffixes)], llm.config.vocab_size)
-    layout = pack(rows, llm.get_input_embeddings().weight.device)
-    embeds = embed_rows(llm, layout, visual)
-    mask = None
-    if layout.segments is not None:
-        allowed = segment_mask(layout.segments, layout.segments)
-        mask = attention_mask(allowed, llm.config._attn_implementation, embeds.dtype)
-    output = llm.model(inputs_embeds=embeds, attention_mask=mask, position_ids=layout.position_ids, use_cache=False)
-    return layout, output.last_hidden_state.flatten(0, 1)

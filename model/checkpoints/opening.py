@@ -11,6 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from model.backbones import backbone_class
 from model.checkpoints.card import read_card, require_undamaged
 from model.checkpoints.files import read_config
 from model.checkpoints.layout import Reading, Request
@@ -27,8 +28,6 @@ LAYOUTS = {
     **dict.fromkeys(("llava", "llava_llama", "lisa", "mora_llava"), "model.checkpoints.lisa"),
 }
 """``model_type`` of a folder's ``config.json`` to the module whose ``read`` reads it."""
-
-_HEAD = "language_model.lm_head.weight"
 
 
 def load_any(
@@ -125,18 +124,19 @@ def _assemble(
 ) -> MoraModel:
     """Build the model around the tensors, which are taken out one by one, so that memory is not needed twice."""
     tensors = reading.tensors
-    embeddings = tensors.get("language_model.model.embed_tokens.weight")
+    words, head = (f"{part}.weight" for part in backbone_class(reading.config.backbone).vocabulary_parts)
+    embeddings = tensors.get(words)
     dtype = dtype or (torch.float32 if embeddings is None else embeddings.dtype)
     with building("the model"), init_empty_weights(include_buffers=False):
         model = MoraModel(reading.config)
-    tied = model.language_model.config.tie_word_embeddings
-    if tied and _HEAD in tensors and embeddings is not None:
-        if not torch.equal(tensors[_HEAD].to(embeddings.dtype), embeddings):
+    tied = reading.config.text_config.tie_word_embeddings
+    if tied and head in tensors and embeddings is not None:
+        if not torch.equal(tensors[head].to(embeddings.dtype), embeddings):
             raise CheckpointError(
-                f"{report.source}: {_HEAD} differs from the word embeddings, though config.json says that they are one "
+                f"{report.source}: {head} differs from the word embeddings, though config.json says that they are one "
                 "(tie_word_embeddings); set it to false there, or use the config.json saved with these weights"
             )
-    _compare(model, tensors, report, {_HEAD} if tied else set())
+    _compare(model, tensors, report, {head} if tied else set())
     report.raise_if_bad(allow_missing, allow_unexpected)
     fitting = [name for name in tensors if name not in report.unexpected]
     cast: dict[str, Tensor] = {}
@@ -152,7 +152,8 @@ def _assemble(
     model.load_state_dict(cast, strict=False, assign=True)
     report.loaded = len(cast)
     if tied:
-        model.language_model.tie_weights()
+        embedding_module, head_module = model.backbone.vocabulary
+        head_module.weight = embedding_module.weight
     _initialise_missing(model, report, dtype, seed)
     model.config.dtype = dtype
     return model.to(device).eval()

@@ -7,6 +7,9 @@ import json
 import pytest
 import sentencepiece
 
+from model.backbones.llava import CLIP_MEAN, CLIP_STD
+from utils.batch import PixelRule
+
 LLAMA_SENTENCES = [
     "the red circle moves to the left",
     "Can you segment the dog in this image?",
@@ -14,6 +17,11 @@ LLAMA_SENTENCES = [
     "USER: what happens then? ASSISTANT: it sits down.",
     "[INST] <<SYS>> You are a helpful assistant. <</SYS>> [/INST]",
 ] * 20
+
+
+def pixels_of(size, resize="crop"):
+    """A rule with CLIP's constants."""
+    return PixelRule(size, resize, CLIP_MEAN, CLIP_STD)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.pixels import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, ClipPreprocessor, SamPreprocessor
+from datasets.pixels import SAM_MEAN, SAM_STD, ClipPreprocessor, SamPreprocessor
+from model.backbones.llava import CLIP_MEAN, CLIP_STD
+from tests.datasets.conftest import pixels_of
 from utils.errors import ConfigError
 
 
@@ -22,7 +24,7 @@ def test_pixels_of_the_original(shared_data):
     golden = np.load(folder / "golden.npz")
     videos = sorted(path.name for path in (folder / "frames").iterdir() if path.is_dir())
     assert videos
-    sam, clip = SamPreprocessor(128), ClipPreprocessor(56)
+    sam, clip = SamPreprocessor(128), ClipPreprocessor(pixels_of(56))
     for video in videos:
         paths = sorted((folder / "frames" / video / "images").iterdir())
         frames = [np.array(Image.open(path).convert("RGB")) for path in paths]
@@ -41,7 +43,7 @@ def test_clip_crop_equals_the_image_processor(size):
     processor = module.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     frames = noise(*size, count=2)
     wanted = processor(images=[Image.fromarray(frame) for frame in frames], return_tensors="np").pixel_values
-    np.testing.assert_allclose(ClipPreprocessor(56)(frames), wanted, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(ClipPreprocessor(pixels_of(56))(frames), wanted, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size, resized", [((720, 1280), (36, 64)), ((1280, 720), (64, 36)), ((64, 64), (64, 64))])
@@ -72,7 +74,9 @@ def clip_picture(pixels: torch.Tensor) -> np.ndarray:
 def test_clip_squash_and_pad_show_the_whole_frame():
     frame = np.full((40, 80, 3), 128, dtype=np.uint8)
     frame[:, :10] = 255  # the left edge, which a centre crop loses
-    crop, pad, squash = (clip_picture(ClipPreprocessor(32, mode)([frame])[0]) for mode in ("crop", "pad", "squash"))
+    crop, pad, squash = (
+        clip_picture(ClipPreprocessor(pixels_of(32, mode))([frame])[0]) for mode in ("crop", "pad", "squash")
+    )
     assert crop.max() < 200
     assert (squash[:, :3] > 200).all() and squash.shape == (32, 32, 3)
     assert (pad[8:24, :3] > 200).all()
@@ -83,27 +87,29 @@ def test_clip_squash_and_pad_show_the_whole_frame():
 @pytest.mark.parametrize("mode", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("size", [(64, 64), (31, 64), (200, 7), (3, 5)])
 def test_clip_shape_for_any_size(mode, size):
-    pixels = ClipPreprocessor(32, mode)(noise(*size, count=2))
+    pixels = ClipPreprocessor(pixels_of(32, mode))(noise(*size, count=2))
     assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == torch.float32 and pixels.isfinite().all()
 
 
 def test_list_and_array_give_the_same_and_frames_stay_untouched():
     frames = noise(20, 30, count=3)
     before = frames.copy()
-    for preprocess in (SamPreprocessor(32), ClipPreprocessor(32)):
+    for preprocess in (SamPreprocessor(32), ClipPreprocessor(pixels_of(32))):
         assert preprocess(frames).equal(preprocess(list(frames)))
     np.testing.assert_array_equal(frames, before)
 
 
-PREPROCESSORS = [SamPreprocessor(64), *(ClipPreprocessor(32, mode) for mode in ("crop", "pad", "squash"))]
+PREPROCESSORS = [SamPreprocessor(64), *(ClipPreprocessor(pixels_of(32, mode)) for mode in ("crop", "pad", "squash"))]
 
 
 @pytest.mark.parametrize("preprocess", PREPROCESSORS, ids=["sam", "crop", "pad", "squash"])
 @pytest.mark.parametrize("size", [(72, 128), (128, 72), (64, 64), (32, 32), (200, 7), (3, 5)])
 def test_the_stages_are_the_whole(preprocess, size):
+    """Resized here or on a device, the bytes are the same; normalised, they are what a call gives."""
     frames = noise(*size, count=2)
     resized = preprocess.resize(frames)
     assert resized.dtype == torch.uint8 and resized.shape[:2] == (2, 3)
+    assert preprocess.resize_on(torch.from_numpy(frames)).equal(resized)
     assert preprocess.resize(list(frames)).equal(resized)
     assert preprocess.normalise(resized).equal(preprocess(frames))
 
@@ -128,19 +134,23 @@ def test_padding_is_zero_and_the_rest_is_the_formula(preprocess):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("preprocess", PREPROCESSORS, ids=["sam", "crop", "pad", "squash"])
-def test_normalising_on_a_gpu(preprocess):
+def test_the_stages_on_a_gpu(preprocess):
     frames = noise(72, 128, count=2)
-    pixels = preprocess.normalise(preprocess.resize(frames).cuda())
-    assert pixels.is_cuda and pixels.cpu().equal(preprocess(frames))
+    resized = preprocess.resize_on(torch.from_numpy(frames).cuda())
+    assert resized.is_cuda and resized.cpu().equal(preprocess.resize(frames))
+    assert preprocess.normalise(resized).cpu().equal(preprocess(frames))
 
 
 def test_wrong_input_is_refused():
     with pytest.raises(ConfigError, match="crop, pad, squash"):
-        ClipPreprocessor(32, "stretch")
-    for preprocess in (SamPreprocessor(32), ClipPreprocessor(32)):
+        ClipPreprocessor(pixels_of(32, "stretch"))
+    for preprocess in (SamPreprocessor(32), ClipPreprocessor(pixels_of(32))):
         with pytest.raises(ValueError, match="no frame"):
             preprocess([])
         with pytest.raises(ValueError, match="uint8"):
             preprocess(noise(8, 8).astype(np.float32))
         with pytest.raises(ValueError, match="one size"):
             preprocess([noise(8, 8)[0], noise(8, 9)[0]])
+        for wrong in (torch.zeros(1, 8, 8, 3), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
+            with pytest.raises(ValueError, match="uint8"):
+                preprocess.resize_on(wrong)

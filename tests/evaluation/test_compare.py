@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
 import itertools
 import json
 import subprocess
@@ -13,7 +11,6 @@ import sys
 import numpy as np
 import pytest
 
-from evaluation.benchmark import OVERALL, find_benchmark
 from evaluation.compare import format_comparison, main
 from evaluation.comparison import compare, differing_settings, read_scored_run
 from evaluation.engine.predict import predict_corpus
@@ -21,13 +18,9 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run
 from evaluation.report.text import write_results
 from evaluation.scoring.score import score_corpus
-from evaluation.scoring.summary import summarise
-from tests.targets import read_target
+from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, summarise
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
-
-MEASURES = {measure.key: measure.meaning for measure in find_benchmark().measures}
-ROWS = find_benchmark().rows
 
 KINDS = ("Causal", "Sequential")
 
@@ -219,7 +212,7 @@ def test_rows_of_one_run(runs):
     scores = copy.deepcopy(runs[1].scores)
     for each in scores.values():
         del each["rows"]["no_refinement"]
-    old = dataclasses.replace(runs[1], scores=scores)
+    old = type(runs[1])(runs[1].path, scores, runs[1].protocol)
     with pytest.raises(DataError, match="has no row no_refinement; rows are model, all_empty"):
         compare(runs[0], old, "no_refinement", "no_refinement")
 
@@ -257,11 +250,10 @@ def test_wrong_flags_are_all_told_at_once(capsys):
 
 def test_from_predictions_to_the_comparison(project_root, corpus, dummy_predictor, tmp_path):
     def on_time(video, query, index):
-        return read_target(video, query, index)
+        return video.read_target(query, index)
 
     def always_in_beta(video, query, index):
-        whole = video.video_id.startswith("beta")
-        rule = video.read_object_mask if whole else functools.partial(read_target, video)
+        rule = video.read_object_mask if video.video_id.startswith("beta") else video.read_target
         return rule(query, index)
 
     for name, rule in (("late", always_in_beta), ("right", on_time)):

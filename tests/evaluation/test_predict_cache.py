@@ -15,6 +15,7 @@ from evaluation.protocol import make_protocol
 from evaluation.run import attach_tokens
 from model import presets
 from model.answering import Request, answer, read
+from tests.model.fresh_session import reading
 from utils.video import read_frame
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -43,9 +44,11 @@ def contexts(predictor, corpus):
 @pytest.mark.parametrize("answer_mode", ["forced", "generate"])
 def test_predictions_in_fp32(model, tokenizer, corpus, answer_mode):
     protocol = make_protocol(force_seg_token=True, force_loc_token=True, max_new_tokens=4, answer_mode=answer_mode)
-    predictors = [MoraPredictor(model, tokenizer, protocol, use_cache=use_cache) for use_cache in (True, False)]
-    for video, context in contexts(predictors[0], corpus):
-        for fast, slow in zip(*(predictor.answer(context, video.questions) for predictor in predictors)):
+    predictor = MoraPredictor(model, tokenizer, protocol)
+    for video, context in contexts(predictor, corpus):
+        with reading(cached=False):
+            whole = predictor.answer(context, video.questions)
+        for fast, slow in zip(predictor.answer(context, video.questions), whole):
             assert fast.answers == slow.answers and np.array_equal(fast.has_seg, slow.has_seg)
             assert slow.has_seg.all() and np.array_equal(fast.masks, slow.masks)
             assert np.abs(fast.loc_probs - slow.loc_probs).max() <= 1e-5
@@ -55,14 +58,15 @@ def test_masks_in_bf16_are_as_near_to_each_other_as_to_fp32(model, tokenizer, co
     """A random model has logits around 0 everywhere, and whatever way they are computed, bf16 tosses a coin for some.
     The cache must not add to that."""
 
-    def logits(dtype, use_cache):
+    def logits(dtype, cached):
         cast = copy.deepcopy(model).to(dtype)
         predictor = MoraPredictor(cast, tokenizer, make_protocol(answer_mode="forced"))
         every = []
         for video, context in contexts(predictor, corpus):
             prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
-            every += cast.answer(context, prompts, "forced", answers, use_cache=use_cache)
-        return torch.stack([answer.mask_logits for answer in every]), torch.stack([a.loc_probs for a in every])
+            with reading(cached):
+                every += answer(cast, context, prompts, Request(forced=answers))
+        return torch.stack([answer.masks for answer in every]), torch.stack([a.loc_probs for a in every])
 
     exact, cached, fresh = logits(torch.float32, False), logits(torch.bfloat16, True), logits(torch.bfloat16, False)
     assert (cached[0] - fresh[0]).norm() <= (fresh[0] - exact[0]).norm()
@@ -83,7 +87,9 @@ def test_states_and_logits(model, tokenizer, corpus, dtype):
         for video, context in contexts(predictor, corpus):
             prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
             ids = [torch.cat(pair) for pair in zip(prompts, answers)]
-            for fast, slow in zip(read(cast, context, ids, True), read(cast, context, ids, False)):
+            with reading(cached=False):
+                whole = read(cast, context, ids)
+            for fast, slow in zip(read(cast, context, ids), whole):
                 for name in ("states", "logits", "prefix_states"):
                     one, other = getattr(fast, name).float(), getattr(slow, name).float()
                     assert (one - other).norm() <= TOLERANCE[dtype] * other.norm(), name
@@ -96,14 +102,14 @@ def test_masks_are_the_logits_above_the_threshold(model, tokenizer, corpus):
     (video, context), *_ = contexts(predictor, corpus)
     prompts, _ = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
     words = [torch.tensor([seg, 20, seg, loc]), torch.tensor([loc])]
-    logits = model.answer(context, prompts, "forced", words)
+    logits = answer(model, context, prompts, Request(forced=words))
     for threshold in (0.0, 0.1):
         for frames_per_pass in (None, 1, 3):
-            request = Request("forced", words, 4, False, False, None, True, threshold, frames_per_pass)
+            request = Request(forced=words, mask_threshold=threshold, frames_per_pass=frames_per_pass)
             with torch.inference_mode():
                 masks = answer(model, context, prompts, request)
             for one, other in zip(masks, logits):
-                assert one.mask_logits is None and one.masks.dtype is torch.bool
-                assert torch.equal(one.masks, other.mask_logits > threshold)
+                assert one.masks.dtype is torch.bool
+                assert torch.equal(one.masks, other.masks > threshold)
                 assert torch.equal(one.has_seg, other.has_seg)
     assert masks[0].masks.any() and masks[0].has_seg.all() and not masks[1].has_seg.any()

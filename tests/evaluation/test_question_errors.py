@@ -16,7 +16,6 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
 from evaluation.run import attach_tokens
 from model import presets
-from tests.targets import read_target
 from utils.errors import TokenizerError
 
 PROTOCOL = make_protocol(num_frames=3, max_new_tokens=3, force_seg_token=True)
@@ -38,7 +37,7 @@ def raising(error, *wanted):
     def rule(video, query, index):
         if query.query_id in wanted:
             raise error
-        return read_target(video, query, index)
+        return video.read_target(query, index)
 
     return rule
 
@@ -139,8 +138,8 @@ def test_an_id_without_an_embedding(project_root, tokenizer, corpus, tmp_path):
     model = build(tokenizer, len(tokenizer))
     summary = run(corpus, MoraPredictor(model, larger, PROTOCOL), tmp_path)
     assert [failure[:2] for failure in summary.failures] == [(ALPHA, "1")]
-    assert f"id {len(tokenizer)}, but the model has {len(tokenizer)} embeddings" in summary.failures[0][2]
-    model.get_input_embeddings().num_embeddings = tokenizer.id_of("[SEG]")
+    assert f"ids {len(tokenizer)} have no row in the word embeddings ({len(tokenizer)} rows)" in summary.failures[0][2]
+    model.config.text_config.vocab_size = tokenizer.id_of("[SEG]")
     with pytest.raises(TokenizerError, match="embeddings"):  # no question could be answered
         MoraPredictor(model, tokenizer, PROTOCOL)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model import presets
 from model.mora import MoraModel
+from tests.model.fresh_session import reading
 from tests.model.published_layout import write_published
 from utils.batch import IGNORE_INDEX, IMAGE_TOKEN_INDEX, QuestionTensors, VideoTensors
 
@@ -66,10 +67,12 @@ class Worlds:
         """A random video; ``segs`` lists the number of [SEG] of each question, the rest goes to ``question``."""
         generator = torch.Generator().manual_seed(seed)
         segs = questions.pop("segs", [1])
+        clip_pixels, sam_pixels = torch.randn(2, frames, 3, 32, 32, generator=generator)
+        sam_pixels[:, :, 22:] = 0  # what pads a frame to the square
         return VideoTensors(
             video_id=f"video_{seed}",
-            clip_pixels=torch.randn(frames, 3, 32, 32, generator=generator),
-            sam_pixels=torch.randn(frames, 3, 32, 32, generator=generator),
+            clip_pixels=clip_pixels,
+            sam_pixels=sam_pixels,
             resized_size=(22, 32),
             original_size=(HEIGHT, WIDTH),
             questions=[self.question(generator, frames, count, **questions) for count in segs],
@@ -80,6 +83,13 @@ class Worlds:
 def worlds() -> Worlds:
     """Factory of tiny models and videos."""
     return Worlds()
+
+
+@pytest.fixture(params=[True, False], ids=["cached", "whole rows"])
+def cached(request) -> Iterator[bool]:
+    """Once as it is, and once with every question read again from its start."""
+    with reading(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import answering
+from model.backbones.llava import vision_features
 from model.checkpoints import load_any, rename_published
 from model.losses import LossWeights, bce_per_mask, dice_per_mask
 from model.mora import MoraModel
@@ -110,7 +112,8 @@ def model(golden) -> MoraModel:
 def contexts(golden, model) -> dict:
     """Each video, encoded once for all tests."""
     return {
-        video: model.encode_video(
+        video: answering.encode(
+            model,
             golden[f"pre/{video}/clip_pixels"],
             golden[f"pre/{video}/sam_input"],
             golden.size(video, "resize"),
@@ -128,9 +131,9 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("video", VIDEOS)
 def test_encoders(golden, model, contexts, video):
-    features = model.vision_features(golden[f"pre/{video}/clip_pixels"])
+    features = vision_features(model.vision_tower, golden[f"pre/{video}/clip_pixels"], model.config.vision_select_layer)
     close(features, golden[f"enc/{video}/clip_feat"], 5e-5)
-    close(contexts[video].visual, golden[f"enc/{video}/mm_feat"], 5e-5)
+    close(contexts[video].visual.tokens, golden[f"enc/{video}/mm_feat"], 5e-5)
     close(contexts[video].sam_embeddings.parts[0], golden[f"enc/{video}/sam_emb"], 5e-5)
 
 
@@ -149,12 +152,11 @@ def test_constants_of_sam(golden, model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize(("family", "video", "question"), SAMPLES)
-def test_states_prompts_and_masks(golden, model, contexts, family, video, question, use_cache):
+def test_states_prompts_and_masks(golden, model, contexts, family, video, question, cached):
     key = f"{family}/{video}/q{question}"
     context = contexts[video]
-    (reading,) = model.read(context, [golden.ids(family, video, question)[0]], use_cache=use_cache)
+    (reading,) = answering.read(model, context, [golden.ids(family, video, question)[0]])
     assert reading.seg_states.shape[0] == 1
     close(reading.seg_states[0], golden[f"{key}/seg_hidden"], 1e-4)
     prompts = model.prompt_embeddings(reading.seg_states[0])
@@ -183,9 +185,9 @@ def test_answers(golden, model, contexts, family, video, question):
     sample = golden.sample(family, video, question)
     prompt = torch.tensor(sample["eval_input_ids"])
     answer_ids = golden.ids(family, video, question)[0][len(prompt) :]
-    (answer,) = model.answer(contexts[video], [prompt], answer_mode="forced", forced_answer_ids=answer_ids)
+    (answer,) = answering.answer(model, contexts[video], [prompt], answering.Request(forced=[answer_ids]))
     assert answer.has_seg.all()
-    close(answer.mask_logits, golden[f"{family}/{video}/q{question}/logits_full"], 5e-4)
+    close(answer.masks, golden[f"{family}/{video}/q{question}/logits_full"], 5e-4)
 
 
 @torch.no_grad()

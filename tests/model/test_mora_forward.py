@@ -43,8 +43,9 @@ def plain_losses(model, batch):
     cross, masks, times = [], [], []
     head = model.language_model.lm_head
     for video in batch.videos:
-        (visual,) = model.visual_tokens([video.clip_pixels])
-        sam = model.encode_frames(video.sam_pixels)
+        (visual,) = model.backbone.encode([video.clip_pixels])
+        visual = visual.tokens
+        sam = model.sam.encode(video.sam_pixels)
         for question in video.questions:
             ids = question.input_ids
             rows = [plain_states(model, ids, tokens) for tokens in (visual if IMAGE_TOKEN_INDEX in ids else visual[:1])]
@@ -99,7 +100,7 @@ def test_rows_without_a_shared_beginning_need_no_mask(worlds, model_of, monkeypa
     packed = model(batch)
     seen = []
     inner = model.language_model.model.forward
-    monkeypatch.setattr(type(model), "packs_questions", property(lambda self: False))
+    monkeypatch.setattr(type(model.backbone), "packs_questions", property(lambda self: False))
     monkeypatch.setattr(
         model.language_model.model,
         "forward",
@@ -163,8 +164,8 @@ def test_frozen_encoders_keep_no_graph(worlds, spec, graph):
     model = worlds.model().train()
     set_trainable(model, spec)
     video = worlds.video(1, 2)
-    assert model.vision_features(video.clip_pixels).requires_grad == graph
-    assert model.encode_frames(video.sam_pixels).parts[0].requires_grad == graph
+    assert model.backbone.encode([video.clip_pixels])[0].tokens.requires_grad == graph
+    assert model.sam.encode(video.sam_pixels).parts[0].requires_grad == graph
 
 
 def test_each_frame_is_encoded_once_and_only_if_a_mask_needs_it(worlds, model_of, monkeypatch):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from model import presets
-from model.adapters import add_lora, default_trainable
+from model import answering, presets
+from model.adapters import add_lora, set_trainable
+from model.answering import Request
 from model.config import MoraConfig
 from model.initialization import grid_positions
 from model.mora import MoraModel
@@ -75,7 +76,7 @@ def test_lisa_has_the_published_sizes(lisa):
 def test_lisa_trains_the_published_set():
     model = presets.build(presets.lisa_7b(), device="meta")
     adapters = add_lora(model)
-    sizes = {name: model.get_parameter(name).numel() for name in default_trainable(model)}
+    sizes = {name: model.get_parameter(name).numel() for name in set_trainable(model, "default")}
     assert sum(sizes[name] for name in adapters) == 4_194_304
     assert sum(sizes.values()) == 4_194_304 + 262_168_576 + 17_830_144 + 4_058_340
 
@@ -134,9 +135,10 @@ def test_bfloat16_trains_and_answers(worlds):
     wanted = worlds.model()(MoraBatch([video]))
     assert losses["loss"].dtype == torch.float32
     torch.testing.assert_close(losses["loss"], wanted["loss"], rtol=0.05, atol=0.05)
-    context = model.encode_video(video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
-    (answer,) = model.answer(context, [video.questions[0].input_ids[:6]], max_new_tokens=3, force_seg_token=True)
-    assert answer.mask_logits.dtype == torch.float32 and answer.mask_logits.isfinite().all()
+    context = answering.encode(model, video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
+    prompts, request = [video.questions[0].input_ids[:6]], Request(max_new_tokens=3, force_seg_token=True)
+    (answer,) = answering.answer(model, context, prompts, request)
+    assert answer.masks.dtype == torch.float32 and answer.masks.isfinite().all()
 
 
 def test_default_sam_has_the_originals_constants():

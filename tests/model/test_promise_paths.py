@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model import answering
+from model.answering import Request
+from tests.model.fresh_session import reading
 from utils.batch import IGNORE_INDEX, MoraBatch, QuestionTensors
 
 MODES = [("video", "global"), ("pooled", "global"), ("frame", "global"), ("frame", "frame"), ("video", "none")]
@@ -29,22 +32,19 @@ def as_training_question(prompt, ids, eos, size):
     )
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize(("visual_mode", "loc_mode"), MODES)
 def test_generated_states_masks_and_times_equal_the_training_forward(
-    worlds, model_of, monkeypatch, visual_mode, loc_mode, use_cache
+    worlds, model_of, monkeypatch, visual_mode, loc_mode, cached
 ):
     model = model_of(visual_mode, loc_mode)
     video = worlds.video(5, FRAMES, segs=[1, 1])
-    context = model.encode_video(video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
+    context = answering.encode(model, video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
     prompts = [q.input_ids[: int((q.labels != IGNORE_INDEX).nonzero()[0])] for q in video.questions]
     prompted = []
     to_prompts = model.prompt_embeddings
     monkeypatch.setattr(model, "prompt_embeddings", lambda states: prompted.append(states) or to_prompts(states))
-    answers = model.answer(
-        context, prompts, max_new_tokens=5, force_seg_token=True, force_loc_token=True, eos_token_id=worlds.eos,
-        use_cache=use_cache,
-    )  # fmt: skip
+    request = Request(max_new_tokens=5, force_seg_token=True, force_loc_token=True, eos_token_id=worlds.eos)
+    answers = answering.answer(model, context, prompts, request)
     (generated_states,) = prompted
     rows = FRAMES if visual_mode == "frame" else 1
     number = 0
@@ -52,8 +52,9 @@ def test_generated_states_masks_and_times_equal_the_training_forward(
         assert len(answer.token_ids) == rows
         for row, ids in enumerate(answer.token_ids):
             assert ids.count(worlds.seg) == 1, "these random models never say [SEG] by themselves"
-            (reading,) = model.read(context, [torch.cat([prompt, torch.tensor(ids)])], use_cache=not use_cache)
-            close(generated_states[number], reading.seg_states[0, row])
+            with reading(not cached):
+                (read,) = answering.read(model, context, [torch.cat([prompt, torch.tensor(ids)])])
+            close(generated_states[number], read.seg_states[0, row])
             number += 1
             video.questions = [as_training_question(prompt, ids, worlds.eos, video.original_size)]
             with torch.no_grad():
@@ -61,7 +62,7 @@ def test_generated_states_masks_and_times_equal_the_training_forward(
             frames = [row] if rows > 1 else range(FRAMES)
             for frame in frames:
                 assert answer.has_seg[frame]
-                close(answer.mask_logits[frame], taught["mask_logits"][0, frame])
+                close(answer.masks[frame], taught["mask_logits"][0, frame])
             same_words = len(set(map(tuple, answer.token_ids))) == 1
             if loc_mode == "frame":
                 close(answer.loc_probs[row], taught["loc_logits"].sigmoid()[row])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
-from model import presets
+from model import answering, presets
 from model.adapters import set_trainable
 from model.checkpoints import load_any
 from model.mora import MoraModel
@@ -86,10 +86,10 @@ def test_a_training_step_teaches_its_decoder_and_not_its_encoder(model, worlds):
 
 
 def answer(model: MoraModel, video) -> Tensor:
-    context = model.encode_video(video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
+    context = answering.encode(model, video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
     ids = video.questions[0].input_ids
-    (answer,) = model.answer(context, [ids[:-4]], "forced", ids[-4:])
-    return answer.mask_logits
+    (answer,) = answering.answer(model, context, [ids[:-4]], answering.Request(forced=[ids[-4:]]))
+    return answer.masks
 
 
 def test_prediction_and_checkpoint(model, worlds, tmp_path):

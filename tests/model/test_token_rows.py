@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
-from model.backbones.packing import require_rows
+from model import answering
+from model.answering import Request
+from model.layout import require_rows
 from utils.batch import IMAGE_TOKEN_INDEX, MoraBatch
 from utils.errors import ConfigError, TokenizerError
 
@@ -23,22 +25,21 @@ def test_rows_are_counted():
 
 
 @pytest.mark.parametrize("strange", STRANGE)
-@pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("place", ["before the image", "after the image", "in the answer"])
-def test_reading_and_answering(worlds, model_of, place, use_cache, strange):
+def test_reading_and_answering(worlds, model_of, place, cached, strange):
     model = model_of("video", "global")
     video = worlds.video(1, 2)
-    context = model.encode_video(video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
+    context = answering.encode(model, video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
     before, after, answer = [50, 51], [12, 13], [worlds.seg]
     {"before the image": before, "after the image": after, "in the answer": answer}[place].append(strange)
     prompt = torch.tensor([*before, IMAGE_TOKEN_INDEX, *after])
     with pytest.raises(TokenizerError, match=f"token ids {strange} have no row"):
-        model.read(context, [torch.cat([prompt, torch.tensor(answer)])], use_cache=use_cache)
-    forced = {"answer_mode": "forced", "forced_answer_ids": torch.tensor(answer)}
+        answering.read(model, context, [torch.cat([prompt, torch.tensor(answer)])])
+    forced = Request(forced=[torch.tensor(answer)])
     with pytest.raises(TokenizerError, match=f"token ids {strange} have no row"):
-        model.answer(context, [prompt], use_cache=use_cache, **forced)
+        answering.answer(model, context, [prompt], forced)
     # A good question after it is answered as before.
-    model.answer(context, [torch.tensor([50, 51, IMAGE_TOKEN_INDEX, 12])], use_cache=use_cache, max_new_tokens=1)
+    answering.answer(model, context, [torch.tensor([50, 51, IMAGE_TOKEN_INDEX, 12])], Request(max_new_tokens=1))
 
 
 @pytest.mark.parametrize(
@@ -72,9 +73,9 @@ def test_any_of_several_ends_ends_an_answer(worlds, model_of):
     """Llama 3 has a list of them in its config.json."""
     model = model_of("video", "global")
     video = worlds.video(1, 2)
-    context = model.encode_video(video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
+    context = answering.encode(model, video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
     prompt = [torch.tensor([50, IMAGE_TOKEN_INDEX, 12])]
-    (long,) = model.answer(context, prompt, max_new_tokens=3, eos_token_id=[])
+    (long,) = answering.answer(model, context, prompt, Request(max_new_tokens=3, eos_token_id=[]))
     first = long.token_ids[0][0]
-    (none,) = model.answer(context, prompt, max_new_tokens=3, eos_token_id=[-1, first])
+    (none,) = answering.answer(model, context, prompt, Request(max_new_tokens=3, eos_token_id=[-1, first]))
     assert len(long.token_ids[0]) == 3 and none.token_ids == [[]]

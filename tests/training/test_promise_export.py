@@ -8,6 +8,7 @@ import torch
 from datasets.conversation import encode_prompt, groundmore_question
 from datasets.tokenization import load_tokenizer
 from model.adapters import add_lora, set_trainable
+from model.answering import Request, answer, encode
 from model.checkpoints import load_any
 from training.export import export, parse_arguments
 
@@ -18,14 +19,13 @@ def answers(model, tokenizer):
     """Two questions about random frames, answered freely; every answer has [SEG] and [LOC]."""
     generator = torch.Generator().manual_seed(3)
     frames = torch.randn(2, FRAMES, 3, SIDE, SIDE, generator=generator)
-    context = model.encode_video(frames[0], frames[1], (SIDE, SIDE), (48, 40))
+    context = encode(model, frames[0], frames[1], (SIDE, SIDE), (48, 40))
     prompts = [
         encode_prompt(groundmore_question(text), model.config.template, tokenizer)
         for text in ("What moves to the right?", "What stops first?")
     ]
-    return model.answer(
-        context, prompts, max_new_tokens=6, force_seg_token=True, force_loc_token=True, eos_token_id=tokenizer.eos_id
-    )
+    request = Request(max_new_tokens=6, force_seg_token=True, force_loc_token=True, eos_token_id=tokenizer.eos_id)
+    return answer(model, context, prompts, request)
 
 
 @pytest.mark.parametrize("loc_mode", ["global", "none"])
@@ -54,9 +54,9 @@ def test_export_and_reload_give_the_same_answers(tiny_base, tmp_path, loc_mode):
     untrained = answers(load_any(tiny_base, loc_mode=loc_mode)[0], tokenizer)
     for old, new, base in zip(before, after, untrained):
         assert new.token_ids == old.token_ids
-        torch.testing.assert_close(new.mask_logits, old.mask_logits, atol=1e-4, rtol=1e-4)
-        assert torch.equal(new.mask_logits > 0, old.mask_logits > 0)
+        torch.testing.assert_close(new.masks, old.masks, atol=1e-4, rtol=1e-4)
+        assert torch.equal(new.masks > 0, old.masks > 0)
         assert (old.loc_probs is None) == (loc_mode == "none") == (new.loc_probs is None)
         if old.loc_probs is not None:
             torch.testing.assert_close(new.loc_probs, old.loc_probs, atol=1e-5, rtol=1e-5)
-        assert (base.mask_logits - old.mask_logits).abs().max() > 1e-2, "what was trained must matter"
+        assert (base.masks - old.masks).abs().max() > 1e-2, "what was trained must matter"

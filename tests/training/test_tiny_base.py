@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -11,10 +12,10 @@ import torch
 
 from datasets.conversation import encode_prompt, groundmore_question
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
-from datasets.synthetic import Renderer, WorldSettings, make_video
-from datasets.synthetic.settings import sampled_frame_indices
+from datasets.synthetic import WorldSettings, make_video, sampled_frame_indices
 from datasets.tokenization import load_tokenizer
 from model import presets
+from model.answering import Request, answer, encode
 from model.mora import MoraModel
 from training.tiny_base.base import NUM_FRAMES, BaseRecipe, Phase, figures, make_tiny_base
 from training.tiny_base.tasks import StillTasks, TaskMix, dense_targets, place
@@ -39,7 +40,7 @@ def tasks_of(model, tokenizer, frames=NUM_FRAMES, mix=None):
         frames,
         mix or TaskMix(),
         model.sam.image_size,
-        config.vision_config.image_size,
+        dataclasses.replace(config.pixel_rule, resize="squash"),
     )
 
 
@@ -72,17 +73,17 @@ def test_it_has_no_loc_and_no_seed_of_the_demo(base, base_folder, project_root):
 def test_it_knows_no_motion(base):
     """Asked about motion it names an object no better than a guess among those in sight."""
     model, tokenizer = base
-    sam, clip = SamPreprocessor(model.sam.image_size), ClipPreprocessor(model.config.vision_config.image_size)
+    sam, clip = SamPreprocessor(model.sam.image_size), ClipPreprocessor(model.config.pixel_rule)
     right, chance = [], []
     for index in range(40):
         video = make_video(31337, index, WorldSettings(), "test")
-        frames, _ = Renderer(video).render(sampled_frame_indices(video.num_frames))
+        frames, _ = video.render(sampled_frame_indices(video.num_frames))
         size = frames.shape[1:3]
-        context = model.encode_video(clip(frames), sam(frames), sam.resized_size(*size), size)
+        context = encode(model, clip(frames), sam(frames), sam.resized_size(*size), size)
         prompts = [encode_prompt(groundmore_question(q.text), "plain", tokenizer) for q in video.questions]
-        answers = model.answer(context, prompts, max_new_tokens=10, eos_token_id=tokenizer.eos_id)
-        for question, answer in zip(video.questions, answers):
-            words = tokenizer.decode(answer.token_ids[0])
+        answers = answer(model, context, prompts, Request(max_new_tokens=10, eos_token_id=tokenizer.eos_id))
+        for question, said in zip(video.questions, answers):
+            words = tokenizer.decode(said.token_ids[0])
             named = [thing.object_id for thing in video.objects if thing.name in words]
             right.append(len(named) == 1 and named[0] in question.answer_ids)
             chance.append(len(question.answer_ids) / len(video.objects))

@@ -115,7 +115,8 @@ def _told_beside(folder: Path) -> Provenance | None:
     args = read_run_card(folder).get("args", {}) if is_checkpoint(folder) else {}
     adapters = None
     if args.get("lora_r"):
-        adapters = Adapters.of_flags(args["lora_r"], args["lora_alpha"], args["lora_target_modules"])
+        targets = tuple(sorted(part.strip() for part in args["lora_target_modules"].split(",")))
+        adapters = Adapters(args["lora_r"], float(args["lora_alpha"]), targets)
     network = network_of(MoraConfig.from_dict(stored))
     return Provenance(network, adapters, args.get("trainable", "all"), precision=args.get("precision", ""))
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from datasets.synthetic import SHAPES, WorldSettings
 from datasets.tokenization import load_tokenizer
 from model import presets
+from model.answering import Request, answer, encode
 from model.losses import LossWeights, bce_per_mask
 from model.mora import MoraModel
 from training.tiny_base.tasks import COLOUR_NAMES, StillBatches, StillTasks, TaskMix, dense_targets
@@ -213,7 +214,7 @@ class PatchReader(nn.Module):
 def train_language(model: MoraModel, tasks: TasksOf, recipe: BaseRecipe) -> None:
     """Everything but SAM's image encoder: naming, placing, referring, with the patch loss beside."""
     model.sam.encoder.requires_grad_(False)
-    side = model.config.patches_per_side
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     reader = PatchReader(model.config.vision_config.hidden_size)
     seen: list[Tensor] = []
     hook = model.projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -250,15 +251,16 @@ def figures(model: MoraModel, tasks: StillTasks, seed: int, videos: int = 40) ->
         for question, predicted in zip(video.questions, output["predictions"][0]):
             if question.masks.numel():
                 ious += iou(predicted["mask_logits"][0], question.masks[0].float()).tolist()
-        context = model.encode_video(video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
+        context = encode(model, video.clip_pixels, video.sam_pixels, video.resized_size, video.original_size)
         asked = [question for question in video.questions if not question.masks.numel()]
         starts = [int((question.labels >= 0).nonzero()[0]) for question in asked]
         prompts = [question.input_ids[:start] for question, start in zip(asked, starts)]
-        answers = model.answer(context, prompts, max_new_tokens=40, eos_token_id=tasks.tokenizer.eos_id)
-        for question, prompt, start, answer in zip(asked, prompts, starts, answers):
+        request = Request(max_new_tokens=40, eos_token_id=tasks.tokenizer.eos_id)
+        answers = answer(model, context, prompts, request)
+        for question, prompt, start, said in zip(asked, prompts, starts, answers):
             words = tasks.tokenizer.decode(prompt[prompt >= 0].tolist())
             kind = "where" if "Where" in words else "list" if "Which" in words else "what"
-            ids = [token for token in answer.token_ids[0] if token != tasks.tokenizer.eos_id]
+            ids = [token for token in said.token_ids[0] if token != tasks.tokenizer.eos_id]
             right.setdefault(kind, []).append(ids == question.labels[start:-1].tolist())
     shares = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
     return {**shares, "referring_iou": sum(ious) / len(ious)}
@@ -288,10 +290,10 @@ def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_v
     tokenizer = load_tokenizer(tokenizer_folder, "plain")
     config = presets.tiny(vocab_size=len(tokenizer), loc_mode="none", seg_token_id=tokenizer.id_of("[SEG]"))
     model = presets.build(config, seed=recipe.seed)
-    clip_size, sam_size = config.vision_config.image_size, model.sam.image_size
+    pixels = dataclasses.replace(config.pixel_rule, resize="squash")
 
     def tasks(frames: int, mix: TaskMix) -> StillTasks:
-        return StillTasks(WorldSettings(), tokenizer, config.template, frames, mix, sam_size, clip_size)
+        return StillTasks(WorldSettings(), tokenizer, config.template, frames, mix, model.sam.image_size, pixels)
 
     begin = time.monotonic()
     model.train()

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from datasets.conversation import build_example, segmentation_answer, segmentation_question
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
-from datasets.synthetic import COLOURS, SHAPES, Renderer, WorldSettings, make_still_video
+from datasets.synthetic import COLOURS, SHAPES, WorldSettings, make_still_video
 from datasets.tokenization import MoraTokenizer
-from utils.batch import MoraBatch, QuestionTensors, VideoTensors
+from utils.batch import MoraBatch, PixelRule, QuestionTensors, VideoTensors
 
 GRID = 8
 """Rows and columns that questions about places count in, 1 to 8 from the top left."""
@@ -66,7 +66,8 @@ class StillTasks:
         template: conversation template.
         num_frames: pictures per video; with one alone, questions do not say which.
         mix: questions per video.
-        sam_size, clip_size: input sizes of the two encoders.
+        sam_size: side of the segmenter's input.
+        pixels: how frames become the backbone's.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class StillTasks:
         num_frames: int,
         mix: TaskMix,
         sam_size: int,
-        clip_size: int,
+        pixels: PixelRule,
     ):
         self.settings = settings
         self.tokenizer = tokenizer
@@ -85,14 +86,14 @@ class StillTasks:
         self.num_frames = num_frames
         self.mix = mix
         self.sam = SamPreprocessor(sam_size)
-        self.clip = ClipPreprocessor(clip_size, "squash")
+        self.clip = ClipPreprocessor(pixels)
 
     def batch(self, seed: int, index: int, videos: int) -> tuple[MoraBatch, list]:
         """Videos number ``index * videos`` to ``(index + 1) * videos`` of a seed, and the worlds they came from."""
         worlds, tensors = [], []
         for number in range(index * videos, (index + 1) * videos):
             world = make_still_video(seed, number, self.settings, self.num_frames)
-            frames, id_maps = Renderer(world).render(range(self.num_frames))
+            frames, id_maps = world.render(range(self.num_frames))
             worlds.append((world, id_maps))
             tensors.append(self.tensors(world, frames, id_maps, np.random.default_rng([seed, number, 7])))
         return MoraBatch(tensors), worlds
