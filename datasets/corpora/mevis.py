@@ -137,7 +137,7 @@ def _read_video(
 def read_expressions(
     expressions: dict[str, Any], tubes: dict[str, Any], num_frames: int, where: str, problems: Problems
 ) -> tuple[list[Question], dict[int, list[Any]]]:
-    """The expressions of a video whose masks are all there, and the mask lists they use, by annotation id.
+    """The expressions of a video whose masks are all there, and the mask lists that were found, by annotation id.
 
     Args:
         expressions: entries by id.
@@ -154,9 +154,9 @@ def read_expressions(
         if question is None or not num_frames:
             continue
         found = {number: _find_tube(number, tubes, num_frames, place, problems) for number in question.object_ids}
+        used |= {number: tube for number, tube in found.items() if tube is not None}
         if None not in found.values():
             questions.append(question)
-            used |= found
     return questions, used
 
 

@@ -135,7 +135,7 @@ class ReferYoutubeVosExamination(ListedExamination):
         by_object = expressions_by_object(expressions, {}, where, notes)
         by_id = {question.query_id: question for same in by_object.values() for question in same}
         questions = [by_id[query_id] for query_id in expressions if query_id in by_id]
-        if not self.masked:
+        if not self.masked or not (names or expressions):
             return questions, {}
         counts["objects asked about"] += len(by_object)
         masks = listed_files(names, folder, ".png", where, notes) if names else ()
