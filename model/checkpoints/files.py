@@ -123,13 +123,11 @@ def strip_wrappers(state: Mapping[str, Value]) -> dict[str, Value]:
 
     LoRA matrices keep their ``lora_A`` / ``lora_B`` names; the export tool merges them.
     """
-    plain: dict[str, Value] = {}
-    wrapped = all(name.startswith("module.") for name in state)
-    for name, value in state.items():
-        if wrapped:
-            name = name.removeprefix("module.")
-        plain[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = value
-    return plain
+    wrapper = "module." if all(name.startswith("module.") for name in state) else ""
+    return {
+        name.removeprefix(wrapper).removeprefix("base_model.model.").replace(".base_layer.", "."): value
+        for name, value in state.items()
+    }
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -133,17 +133,17 @@ def fill_sam(tensors: dict[str, Tensor], vision_pretrained: str | Path | None, r
 
 def _examine(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that is no SAM. It is mapped, so little more than its list of tensors is read."""
-    unknown = [name for name in tensors if not _part_of(name)]
-    if unknown:
-        raise CheckpointError(
-            f"{path}: {len(unknown)} of its tensors have no place in SAM ({', '.join(unknown[:3])} …); give "
-            "sam_vit_h_4b8939.pth or a SamModel folder (--vision_pretrained), or leave it out: it is not needed here"
-        )
-    if any(name.startswith("vision_encoder.") for name in tensors):
-        try:
+    strangers = [name for name in tensors if not _part_of(name)]
+    try:
+        if strangers:
+            raise CheckpointError(f"{len(strangers)} of its tensors have no place there ({', '.join(strangers[:3])} …)")
+        if any(name.startswith("vision_encoder.") for name in tensors):
             sam_config_of(tensors)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: not a SAM that is known here: {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path}: not a SAM that is known here: {error}; give sam_vit_h_4b8939.pth or a SamModel folder "
+            "(--vision_pretrained), or leave it out: it is not needed here"
+        ) from None
 
 
 def sam_config_of(state: Mapping[str, Tensor]) -> SamConfig:
