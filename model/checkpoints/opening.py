@@ -182,12 +182,12 @@ def _initialise_missing(model: MoraModel, report: LoadReport, dtype: torch.dtype
             if not fresh:
                 continue
             report.initialised.append(path)
-            for name, old in own.items():
-                if name in fresh:
-                    new = nn.Parameter(torch.zeros(old.shape), requires_grad=old.requires_grad)
-                    module.register_parameter(name, new)
-                else:
-                    old._is_hf_initialized = True  # or the library's functions would fill it anew
+            kept = {name: value.detach().clone() for name, value in own.items() if name not in fresh}
+            for name in fresh:
+                new = nn.Parameter(torch.zeros(own[name].shape), requires_grad=own[name].requires_grad)
+                module.register_parameter(name, new)
             model._init_weights(module)
+            for name, value in kept.items():
+                module.get_parameter(name).data.copy_(value)
             for name in fresh:
                 module.get_parameter(name).data = module.get_parameter(name).data.to(dtype)
