@@ -14,6 +14,7 @@ from benchmarks.costs import costs_of
 from benchmarks.stages import FrameCounter, Stages, peak_bytes, reset_peak
 from benchmarks.workload import Bench
 from datasets.sample import VideoRecord
+from evaluation.benchmark import find_benchmark
 from evaluation.engine.jobs import VideoJob
 from evaluation.engine.predict import Options, predict_corpus
 from evaluation.engine.predictor import MoraPredictor
@@ -39,7 +40,12 @@ def run_engine(bench: Bench) -> dict:
         if pool is not None:
             # One task each, in folders without records, so that every process has started and compiled.
             folders = [bench.output_dir / "warm_up" / f"process_{number}" for number in range(bench.workers)]
-            wait([pool.submit(score_video, bench.videos[0], folder, bench.protocol, None) for folder in folders])
+            wait(
+                [
+                    pool.submit(score_video, bench.videos[0], folder, bench.protocol, None, find_benchmark())
+                    for folder in folders
+                ]
+            )
         warm_up = time.perf_counter() - start
         reset_peak(bench.device)
         with FrameCounter(sam=bench.model.sam.vision_encoder.neck, clip=bench.model.vision_tower.embeddings) as counter:
@@ -70,7 +76,9 @@ def _predict_and_score(
     """Predict and score clips as evaluate_groundmore.py does: seconds, and the scores."""
     folder = bench.output_dir / name
     mark = open_run(folder, {"protocol": bench.protocol.prediction_settings()}, overwrite=True)
-    score = functools.partial(score_video, output_dir=folder, protocol=bench.protocol, fingerprint=mark)
+    score = functools.partial(
+        score_video, output_dir=folder, protocol=bench.protocol, fingerprint=mark, benchmark=find_benchmark()
+    )
     scoring = []
     start = time.perf_counter()
     predict_corpus(
@@ -111,7 +119,7 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
             for query, prediction in zip(video.questions, predictions):
                 write_record(folder, job.record(query, prediction))
         with stages("scoring"):
-            score_video(video, folder, bench.protocol, mark)
+            score_video(video, folder, bench.protocol, mark, find_benchmark())
     return stages.seconds
 
 

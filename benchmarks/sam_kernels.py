@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import SamVisionConfig
 
 from model.segmenters import attend_biased, attend_flex, attend_folded, attend_plain
-from utils.resize import resize_pictures
 
 BACKENDS = {
     "default": None,
@@ -99,15 +98,6 @@ def _bare_kernels(
         yield f"{kind} SDPA {dim} + bias, {q.shape[0]} at once, {name}", share, kernel(backend, q, k, v, bias)
 
 
-def resizes(batch: int, device: torch.device) -> Iterator[tuple]:
-    """(name, None, function) of resizing frames of 720p."""
-    frames = torch.randint(0, 256, (batch, 3, 720, 1280), dtype=torch.uint8, device=device)
-    yield f"resize {batch} x 720p to 1024 x 576", None, lambda: resize_pictures(frames, 576, 1024, "bilinear")
-    window = (0, 87, 224, 224)
-    name = f"resize {batch} x 720p to the centre of 398 x 224"
-    yield name, None, lambda: resize_pictures(frames, 224, 398, "bicubic", window)
-
-
 @torch.no_grad()
 def measure_kernels(
     vision: SamVisionConfig, batch: int, device: torch.device, dtype: torch.dtype, peak: float | None
@@ -116,7 +106,6 @@ def measure_kernels(
     lines = ["| part | ms | TFLOP/s |" + (" of peak |" if peak else ""), "|---|---|---|" + ("---|" if peak else "")]
     for parts in (products(vision, batch, device, dtype), attentions(vision, batch, device, dtype)):
         lines += [_line(*part, device, peak) for part in parts]
-    lines += [_line(*part, device, None) + (" |" if peak else "") for part in resizes(batch, device)]
     return "\n".join(lines)
 
 

@@ -18,8 +18,7 @@ from benchmarks.costs import tokens_per_frame
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
 from datasets.corpora.groundmore import GroundMoRe
 from datasets.sample import Question, VideoRecord
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.settings import WorldSettings
+from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from evaluation.protocol import Protocol
 from model import presets

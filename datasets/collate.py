@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from datasets.conversation import (
     segmentation_question,
     template_named,
 )
+from datasets.mixture import Mixture
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
 from datasets.sample import Question, VideoSample
 from datasets.tokenization import MoraTokenizer
@@ -41,13 +41,12 @@ class SampleProcessor:
         pixels: how frames become the backbone's.
         template: name of a conversation template.
         answer_style: "fixed", "name" or "bare".
-        with_loc: ask for [LOC] where the query has a window.
+        with_loc: ask for [LOC] where the question has a window.
         loc_for_referring: ask for it also where there is no window; then every frame counts as inside.
         outside_window: what supervises the masks of frames outside the window. "zero": an empty mask. "ignore":
             nothing; the object is there, but the question does not ask for it then.
         mask_frames: how many of the T frames have their masks supervised, drawn anew each time; 0: all that may be.
         max_length: most text tokens of a conversation; a longer one is an error. None: no limit.
-        truncate_like_original: cut it instead, as LISA did.
 
     Raises:
         ConfigError: a value is not one of those above.
@@ -64,7 +63,6 @@ class SampleProcessor:
     outside_window: str = "zero"
     mask_frames: int = 0
     max_length: int | None = None
-    truncate_like_original: bool = False
 
     def __post_init__(self):
         template_named(self.template)
@@ -99,7 +97,7 @@ class SampleProcessor:
             sam_pixels=self._sam(frames),
             resized_size=self._sam.resized_size(height, width),
             original_size=(height, width),
-            questions=[self._question(sample, query, (height, width), rng) for query in sample.questions],
+            questions=[self._question(sample, question, (height, width), rng) for question in sample.questions],
         )
 
     def _read_frames(self, sample: VideoSample) -> list[np.ndarray]:
@@ -121,31 +119,23 @@ class SampleProcessor:
         return [read[index] for index in indices]
 
     def _question(
-        self, sample: VideoSample, query: Question, size: tuple[int, int], rng: np.random.Generator
+        self, sample: VideoSample, question: Question, size: tuple[int, int], rng: np.random.Generator
     ) -> QuestionTensors:
-        """Tokens and targets of one query."""
-        asks_time = self.with_loc and (query.window is not None or self.loc_for_referring)
-        where = f"{sample.record.corpus} video {sample.record.video_id} query {query.query_id}"
-        if query.is_question:
-            question = groundmore_question(query.text, where)
+        """Tokens and targets of one question."""
+        asks_time = self.with_loc and (question.window is not None or self.loc_for_referring)
+        where = f"{sample.record.corpus} video {sample.record.video_id} query {question.query_id}"
+        if question.is_question:
+            text = groundmore_question(question.text, where)
         else:
-            question = segmentation_question(query.text, rng, query.is_sentence, where)
-        answer = segmentation_answer(rng, self.answer_style, asks_time, query.answer, where)
-        input_ids, labels = build_example(
-            question,
-            answer,
-            self.template,
-            self.tokenizer,
-            self.max_length,
-            self.truncate_like_original,
-            where,
-        )
-        inside = query.in_window(sample.frame_indices)
+            text = segmentation_question(question.text, rng, question.is_sentence, where)
+        answer = segmentation_answer(rng, self.answer_style, asks_time, question.answer, where)
+        input_ids, labels = build_example(text, answer, self.template, self.tokenizer, self.max_length, where)
+        inside = question.in_window(sample.frame_indices)
         positions = self._supervised(inside, rng)
         tube = np.zeros((len(positions), *size), dtype=np.uint8)
         for row, position in enumerate(positions):
             if inside[position]:
-                tube[row] = self._read_mask(sample, query, int(sample.frame_indices[position]), size)
+                tube[row] = self._read_mask(sample, question, int(sample.frame_indices[position]), size)
         num_seg = int((input_ids == self._seg_id).sum())
         return QuestionTensors(
             input_ids=input_ids,
@@ -162,17 +152,17 @@ class SampleProcessor:
             allowed = np.sort(rng.choice(allowed, size=self.mask_frames, replace=False))
         return allowed.astype(np.int64)
 
-    def _read_mask(self, sample: VideoSample, query: Question, index: int, size: tuple[int, int]) -> np.ndarray:
-        """bool [H, W]: the query's objects on a frame of the clip.
+    def _read_mask(self, sample: VideoSample, question: Question, index: int, size: tuple[int, int]) -> np.ndarray:
+        """bool [H, W]: the question's objects on a frame of the clip.
 
         Raises:
             DataError: the mask is not as large as the frame.
         """
-        mask = sample.record.read_object_mask(query, index)
+        mask = sample.record.read_object_mask(question, index)
         if mask.shape != size:
             raise DataError(
                 f"{sample.record.frame_paths[index]} is {size[0]} x {size[1]}, but its mask for {sample.record.corpus} "
-                f"video {sample.record.video_id} query {query.query_id} is {_size(mask)} (height x width); "
+                f"video {sample.record.video_id} query {question.query_id} is {_size(mask)} (height x width); "
                 "extract frames and masks at one size"
             )
         return mask
@@ -188,24 +178,18 @@ def collate(videos: Sequence[VideoTensors]) -> MoraBatch:
     return MoraBatch(list(videos))
 
 
-class SampleSource(Protocol):
-    """What draws samples: a mixture, or anything indexed like one."""
-
-    def __getitem__(self, index: int) -> VideoSample: ...
-
-
 class CorpusDataset(Dataset):
     """Item i: sample i of a mixture, processed. A pure function of the seed and i, on any worker, after any restart.
 
     It has no length; a sampler says which numbers a step sees.
 
     Args:
-        source: ``source[i]`` is a pure function of i.
+        source: draws the samples; only ``source[i]`` is used.
         processor: turns samples into tensors.
         seed: for wordings and supervised frames; may be the mixture's own.
     """
 
-    def __init__(self, source: SampleSource, processor: SampleProcessor, seed: int):
+    def __init__(self, source: Mixture, processor: SampleProcessor, seed: int):
         self.source = source
         self.processor = processor
         self.seed = seed

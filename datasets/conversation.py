@@ -6,9 +6,7 @@ The strings of ``llava_llama_2`` and ``llava_v1``, the question and answer lists
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,59 +56,50 @@ ANSWERS_WITH_LOC = (
 )
 """LISA's answers with a time; the fourth is the one in figure 3 of the GroundMoRe paper."""
 
-ANSWER_STYLES = ("fixed", "name", "bare")
+FORCED_ANSWERS = {
+    "fixed": ("Sure, [SEG].", "Sure, [SEG], [LOC]."),
+    "name": ("It is [SEG].", "It is [SEG] [LOC]."),
+    "bare": ("[SEG]", "[SEG], [LOC]"),
+}
+"""By style, without and with a time: the answer put into the model's mouth when evaluation does not let it generate.
+It is one of those taught by "fixed" and "bare"; that of "name" leaves the name out, which an evaluation may not
+know."""
+
+ANSWER_STYLES = tuple(FORCED_ANSWERS)
 """fixed: one of ANSWERS; name: names the answer object first; bare: only the tokens, "[SEG], [LOC]"."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """How turns are written into one string.
+    """How a question and its answer are written into one string.
 
     Attributes:
-        name: key in TEMPLATES.
-        first: before the first user message (system text included); later: before every other one; ``{bos}`` in it
-            stands for the tokenizer's BOS string.
-        ask: between a user message and where its answer begins; a prompt ends with it.
-        lead, tail: before and after an answer; the end-of-sequence string follows the tail.
+        opening: before the question, system text included.
+        ask: between the question and where its answer begins; a prompt ends with it.
+        lead, tail: before and after the answer; the end-of-sequence string follows the tail.
     """
 
-    name: str
-    first: str
-    later: str
+    opening: str
     ask: str
     lead: str = " "
     tail: str = ""
 
 
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        Template(
-            name="llava_llama_2",
-            first="[INST] <<SYS>>\nYou are a helpful language and vision assistant. "
-            "You are able to understand the visual content that the user provides, "
-            "and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n",
-            later="{bos}[INST] ",
-            ask=" [/INST]",
-            tail=" ",
-        ),
-        Template(
-            name="llava_v1",
-            first="A chat between a curious human and an artificial intelligence assistant. "
-            "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ",
-            later="USER: ",
-            ask=" ASSISTANT:",
-        ),
-        Template(name="plain", first="USER: ", later="USER: ", ask=" ASSISTANT:"),
-    )
+TEMPLATES = {
+    "llava_llama_2": Template(
+        opening="[INST] <<SYS>>\nYou are a helpful language and vision assistant. "
+        "You are able to understand the visual content that the user provides, "
+        "and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n",
+        ask=" [/INST]",
+        tail=" ",
+    ),
+    "llava_v1": Template(
+        opening="A chat between a curious human and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ",
+        ask=" ASSISTANT:",
+    ),
+    "plain": Template(opening="USER: ", ask=" ASSISTANT:"),
 }
-
-
-class Turn(NamedTuple):
-    """A user message (with ``<image>`` where the frames go, usually in the first turn) and its answer."""
-
-    user: str
-    answer: str | None
 
 
 def template_named(name: str) -> Template:
@@ -124,110 +113,62 @@ def template_named(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def render(
-    turns: Sequence[Turn], template: Template | str, bos: str = "<s>", eos: str = "</s>"
-) -> tuple[str, list[tuple[int, int]]]:
-    """Write turns as one string; the one place where prompts are made, for training and inference alike.
+def render_prompt(question_text: str, template: str) -> str:
+    """The text a model is asked with, ending where the answer begins; the one place where prompts are made, for
+    training and inference alike.
 
     Args:
-        turns: at least one; only the last may have ``answer=None``, then the text ends where that answer begins.
-        template: a Template or its name.
-        bos, eos: the tokenizer's own strings; the leading BOS is left to the tokenizer.
-
-    Returns:
-        The text, with ``<image>`` written as ``<im_start><image><im_end>``, and for every answer its character span
-        [begin, end), from right after the prompt to right after the end-of-sequence string.
+        question_text: the user message, with ``<image>`` where the frames go; it is written with ``<im_start>`` and
+            ``<im_end>`` around it. The leading BOS is left to the tokenizer.
+        template: a key of TEMPLATES.
     """
-    template = template_named(template) if isinstance(template, str) else template
-    text = ""
-    spans = []
-    for index, (user, answer) in enumerate(turns):
-        opening = template.first if index == 0 else template.later.replace("{bos}", bos)
-        text += opening + user.replace(IMAGE, IMAGE_WITH_ENDS) + template.ask
-        if answer is None:
-            if index != len(turns) - 1:
-                raise ValueError(f"turn {index} has no answer but is not the last one")
-            break
-        begin = len(text)
-        text += template.lead + answer + template.tail + eos
-        spans.append((begin, len(text)))
-    return text, spans
-
-
-def build_prompt(question_text: str, template: Template | str) -> str:
-    """The text a model is asked with: system text and user message, ending where the answer begins.
-
-    Args:
-        question_text: the user message, e.g. from :func:`groundmore_question`.
-        template: a Template or its name.
-    """
-    return render([Turn(question_text, None)], template)[0]
+    form = template_named(template)
+    return form.opening + question_text.replace(IMAGE, IMAGE_WITH_ENDS) + form.ask
 
 
 def build_example(
     question_text: str,
     answer_text: str,
-    template: Template | str,
+    template: str,
     tokenizer: MoraTokenizer,
     max_length: int | None = None,
-    truncate_like_original: bool = False,
     where: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One question and its answer as tokens; see :func:`build_conversation`."""
-    turns = [Turn(question_text, answer_text)]
-    return build_conversation(turns, template, tokenizer, max_length, truncate_like_original, where)
-
-
-def build_conversation(
-    turns: Sequence[Turn],
-    template: Template | str,
-    tokenizer: MoraTokenizer,
-    max_length: int | None = None,
-    truncate_like_original: bool = False,
-    where: str = "",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and labels of a conversation; only tokens that begin inside an answer are labelled.
+    """Tokens and labels of a question and its answer; only tokens that begin inside the answer are labelled.
 
     Args:
-        turns: at least one, all answered.
-        template: a Template or its name.
+        question_text: as for :func:`render_prompt`.
+        answer_text: what is taught.
+        template: a key of TEMPLATES.
         tokenizer: from ``load_tokenizer``.
-        max_length: most text tokens a row may have (the original: model_max_length - number of visual tokens + 1).
-        truncate_like_original: cut a longer row silently, as LISA did when training: it may lose its answer and then
-            teaches nothing. Default: refuse.
+        max_length: most text tokens a row may have (LISA: model_max_length - number of visual tokens + 1).
         where: names the question in messages.
 
     Returns:
         input_ids int64 [L] with IMAGE_TOKEN_INDEX at ``<image>``, labels int64 [L] with IGNORE_INDEX elsewhere.
 
     Raises:
-        DataError: longer than ``max_length`` and not ``truncate_like_original``.
+        DataError: longer than ``max_length``.
     """
-    text, spans = render(turns, template, tokenizer.bos_token, tokenizer.eos_token)
-    ids, starts = tokenizer.encode_with_offsets(text)
-    labels = [IGNORE_INDEX] * len(ids)
-    for begin, end in spans:
-        for position, start in enumerate(starts):
-            if begin <= start < end:
-                labels[position] = ids[position]
+    prompt, form = render_prompt(question_text, template), template_named(template)
+    ids, starts = tokenizer.encode_with_offsets(prompt + form.lead + answer_text + form.tail + tokenizer.eos_token)
     if max_length is not None and len(ids) > max_length:
-        if not truncate_like_original:
-            raise DataError(
-                f"{where or repr(turns[0].user)}: the conversation has {len(ids)} tokens, more than the {max_length} "
-                "that fit; shorten the question or raise the model's maximum length"
-            )
-        ids, labels = ids[:max_length], labels[:max_length]
+        raise DataError(
+            f"{where or repr(question_text)}: the conversation has {len(ids)} tokens, more than the {max_length} "
+            "that fit; shorten the question or raise the model's maximum length"
+        )
+    labels = [token if start >= len(prompt) else IGNORE_INDEX for token, start in zip(ids, starts)]
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
 
 
-def encode_prompt(question_text: str, template: Template | str, tokenizer: MoraTokenizer) -> torch.Tensor:
-    """Tokens of :func:`build_prompt`: int64 [P], IMAGE_TOKEN_INDEX where the frames go."""
-    text, _ = render([Turn(question_text, None)], template, tokenizer.bos_token, tokenizer.eos_token)
-    return torch.tensor(tokenizer.encode_with_image(text), dtype=torch.int64)
+def encode_prompt(question_text: str, template: str, tokenizer: MoraTokenizer) -> torch.Tensor:
+    """Tokens of :func:`render_prompt`: int64 [P], IMAGE_TOKEN_INDEX where the frames go."""
+    ids, _ = tokenizer.encode_with_offsets(render_prompt(question_text, template))
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def encode_forced_answer(
-    question_text: str, answer_text: str, template: Template | str, tokenizer: MoraTokenizer
+    question_text: str, answer_text: str, template: str, tokenizer: MoraTokenizer
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Split one taught example at the point where its answer begins.
 
@@ -274,11 +215,9 @@ def segmentation_question(text: str, rng: np.random.Generator, is_sentence: bool
         DataError: see :func:`check_free_text`.
     """
     text = " ".join(check_free_text(text, where).split())
-    text = text if is_sentence else text.lower()
-    if is_sentence is None:
-        is_sentence = text.endswith("?")
-    choices = LONG_QUESTIONS if is_sentence else SHORT_QUESTIONS
-    return choices[int(rng.integers(len(choices)))].replace("{text}", text)
+    long = text.endswith("?") if is_sentence is None else is_sentence
+    choices = LONG_QUESTIONS if long else SHORT_QUESTIONS
+    return choices[int(rng.integers(len(choices)))].replace("{text}", text if is_sentence else text.lower())
 
 
 def referring_question(text: str, where: str = "") -> str:
@@ -341,22 +280,17 @@ def segmentation_answer(
     check_answer_style(style)
     if style == "name" and answer and answer.strip(" ."):
         name = " ".join(check_free_text(answer, where).strip(" .").split())
-        return f"It is {name} [SEG] [LOC]." if with_loc else f"It is {name} [SEG]."
+        return FORCED_ANSWERS["name"][with_loc].replace("It is", f"It is {name}")
     if style == "bare":
-        return "[SEG], [LOC]" if with_loc else "[SEG]"
+        return FORCED_ANSWERS["bare"][with_loc]
     choices = ANSWERS_WITH_LOC if with_loc else ANSWERS
     return choices[int(rng.integers(len(choices)))]
 
 
 def forced_answer(with_loc: bool, style: str = "fixed") -> str:
-    """The answer put into the model's mouth when evaluation does not let it generate.
+    """One of FORCED_ANSWERS.
 
-    It is one of the answers taught by "fixed" and "bare"; for "name" it leaves the name out, since an evaluation may
-    not know it.
+    Raises:
+        ConfigError: unknown style.
     """
-    check_answer_style(style)
-    if style == "fixed":
-        return "Sure, [SEG], [LOC]." if with_loc else "Sure, [SEG]."
-    if style == "name":
-        return "It is [SEG] [LOC]." if with_loc else "It is [SEG]."
-    return "[SEG], [LOC]" if with_loc else "[SEG]"
+    return FORCED_ANSWERS[check_answer_style(style)][with_loc]

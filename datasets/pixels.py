@@ -1,7 +1,6 @@
 """From frames to pixels: what the SAM encoder and the CLIP vision tower are given.
 
 Both resize with Pillow, as segment_anything's ResizeLongestSide and CLIP's image processor do; results equal theirs.
-On a GPU the same bytes come from :mod:`utils.resize`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from utils.batch import PixelRule
 from utils.errors import ConfigError
-from utils.resize import resize_pictures
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
@@ -48,22 +46,11 @@ def _resize(frames: list[np.ndarray], height: int, width: int, resample: Image.R
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 
-def _planes(frames: Tensor) -> Tensor:
-    """uint8 [T, H, W, 3] -> uint8 [T, 3, H, W].
-
-    Raises:
-        ValueError: another type or shape, or no frame.
-    """
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
-    return frames.permute(0, 3, 1, 2)
-
-
 class SamPreprocessor:
     """Long side to ``image_size`` (bilinear), normalise, then zeros to the right and below.
 
     ``__call__`` is :meth:`normalise` of :meth:`resize`. Apart, the two let a worker resize and a GPU normalise, with
-    bytes instead of floats in between; :meth:`resize_on` moves the resizing there as well.
+    bytes instead of floats in between.
 
     Args:
         image_size: side S of SAM's square input (1024 for ViT-H).
@@ -94,26 +81,11 @@ class SamPreprocessor:
         frames = _check_frames(frames)
         return _resize(frames, *self.resized_size(*frames[0].shape[:2]), Image.Resampling.BILINEAR)
 
-    def resize_on(self, frames: Tensor) -> Tensor:
-        """As :meth:`resize`, with the same bytes, on the device where the frames are.
-
-        Args:
-            frames: uint8 RGB [T, H, W, 3].
-
-        Returns:
-            uint8 [T, 3, h, w].
-
-        Raises:
-            ValueError: another type or shape, or no frame.
-        """
-        frames = _planes(frames)
-        return resize_pictures(frames, *self.resized_size(*frames.shape[2:]), "bilinear")
-
     def normalise(self, resized: Tensor) -> Tensor:
         """Normalise and pad to the square, on the device where the frames are.
 
         Args:
-            resized: uint8 [T, 3, h, w], from :meth:`resize` or :meth:`resize_on`.
+            resized: uint8 [T, 3, h, w], from :meth:`resize`.
 
         Returns:
             float32 [T, 3, S, S].
@@ -195,27 +167,11 @@ class ClipPreprocessor:
         resized = _resize(frames, height, width, Image.Resampling.BICUBIC)
         return resized[:, :, top : top + rows, left : left + columns].contiguous()
 
-    def resize_on(self, frames: Tensor) -> Tensor:
-        """As :meth:`resize`, with the same bytes, on the device where the frames are.
-
-        Args:
-            frames: uint8 RGB [T, H, W, 3].
-
-        Returns:
-            uint8 [T, 3, c, c]; for "pad" [T, 3, h, w].
-
-        Raises:
-            ValueError: another type or shape, or no frame.
-        """
-        frames = _planes(frames)
-        height, width = self.resized_size(*frames.shape[2:])
-        return resize_pictures(frames, height, width, "bicubic", self._window(height, width))
-
     def normalise(self, resized: Tensor) -> Tensor:
         """Normalise and, for "pad", surround with the mean colour, on the device where the frames are.
 
         Args:
-            resized: uint8 [T, 3, h, w], from :meth:`resize` or :meth:`resize_on`.
+            resized: uint8 [T, 3, h, w], from :meth:`resize`.
 
         Returns:
             float32 [T, 3, c, c].

@@ -68,13 +68,6 @@ class VideoRecord:
     questions: tuple[Question, ...]
     read_object_mask: Callable[[Question, int], np.ndarray] = field(repr=False)
 
-    def read_target(self, query: Question, frame_index: int) -> np.ndarray:
-        """bool [H, W]: the object's mask inside the query's window, all False outside it."""
-        mask = self.read_object_mask(query, frame_index)
-        if query.window is not None and not query.window[0] <= frame_index <= query.window[1]:
-            return np.zeros_like(mask)
-        return mask
-
 
 @dataclass(frozen=True)
 class VideoSample:

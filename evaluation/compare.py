@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from datasets.sample import QUESTION_TYPES
-from evaluation.comparison import COMPARED, COMPARISON_FORMAT, LOWER_IS_BETTER, compare, read_scored_run
+from evaluation.benchmark import OVERALL, Benchmark, benchmark_of, find_benchmark
+from evaluation.comparison import COMPARISON_FORMAT, compare, read_scored_run
 from evaluation.outputs import note_foreign_file, note_own_place
 from evaluation.report.text import layout
-from evaluation.scoring.summary import OVERALL, ROWS
 from utils.errors import ConfigError, DataError, MoraError, Problems
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.paths import user_path
 from utils.terminal import one_line, write_any_text
 
@@ -40,8 +40,6 @@ differences of a video at random. Neither is corrected for how many lines you re
 Exit code: 0 whatever the outcome; 2 if the runs cannot be compared.
 """
 
-SPLITS = (OVERALL, *QUESTION_TYPES)
-
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the program; a missing B is A.
@@ -57,10 +55,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("a", metavar="A", type=_path, help="output folder of an evaluation, or the scores.json in it")
     parser.add_argument("b", metavar="B", type=_path, nargs="?", help="the same; default: A, with other rows")
-    parser.add_argument("--measure", default="JF", metavar="NAME",
-                        help=f"of the table by type and the questions: {', '.join(COMPARED)} (default JF)")  # fmt: skip
+    own = find_benchmark()
+    names = ", ".join(measure.key for measure in own.compared)
+    parser.add_argument("--measure", metavar="NAME",
+                        help=f"of the table by type and the questions: {names} (default: the first)")  # fmt: skip
     parser.add_argument("--row", default="model", metavar="ROW",
-                        help=f"what is compared: {', '.join(ROWS)} (default model)")  # fmt: skip
+                        help=f"what is compared: {', '.join(own.rows)} (default model)")  # fmt: skip
     parser.add_argument("--row_a", metavar="ROW", help="row of A, if another")
     parser.add_argument("--row_b", metavar="ROW", help="row of B, if another")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="questions shown each way (default 5)")
@@ -69,16 +69,26 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="compare runs that do not measure the same thing; what differs is printed")  # fmt: skip
     args = parser.parse_args(argv)
     args.b, args.row_a, args.row_b = args.b or args.a, args.row_a or args.row, args.row_b or args.row
-    problems = Problems()
-    if args.measure not in COMPARED:
-        problems.add(f"--measure {args.measure}", f"choose one of {', '.join(COMPARED)}")
+    problems, benchmark = Problems(), _benchmark(args.a)
+    keys = [measure.key for measure in benchmark.compared]
+    args.measure = args.measure or keys[0]
+    if args.measure not in keys:
+        problems.add(f"--measure {args.measure}", f"choose one of {', '.join(keys)}")
     for row in dict.fromkeys((args.row_a, args.row_b)):
-        if row not in ROWS:
-            problems.add(f"row {row}", f"choose one of {', '.join(ROWS)}")
+        if row not in benchmark.rows:
+            problems.add(f"row {row}", f"choose one of {', '.join(benchmark.rows)}")
     if args.top < 0:
         problems.add(f"--top {args.top}", "must be 0 or more")
     problems.raise_if_any(ConfigError, "the flags cannot be used")
     return args
+
+
+def _benchmark(path: Path) -> Benchmark:
+    """What a run was evaluated on; the default where its summary does not say, which is another mistake."""
+    file = (path if path.is_dir() else path.parent) / "summary.json"
+    with suppress(DataError, AttributeError):
+        return benchmark_of(read_json(file))
+    return find_benchmark()
 
 
 def format_comparison(result: dict, measure: str = "JF", top: int = 5) -> str:
@@ -90,8 +100,8 @@ def format_comparison(result: dict, measure: str = "JF", top: int = 5) -> str:
         top: questions shown each way.
     """
     table = result["table"]
-    by_type = [_line(split, table[measure][split]) for split in SPLITS]
-    by_measure = [_line(name, table[name][OVERALL]) for name in COMPARED if table[name][OVERALL] is not None]
+    by_type = [_line(split, cell) for split, cell in table[measure].items()]
+    by_measure = [_line(name, cells[OVERALL]) for name, cells in table.items() if cells[OVERALL] is not None]
     level = f"{result['interval']['level']:.0%} interval"
     header = ["N", "A", "B", "B - A", level, "draws > 0", "p", "better/same/worse"]
     parts = [
@@ -99,7 +109,8 @@ def format_comparison(result: dict, measure: str = "JF", top: int = 5) -> str:
         layout([measure, *header], by_type),
         layout([OVERALL, *header], by_measure),
     ]
-    parts[-1] += f"\nlower is better: {', '.join(LOWER_IS_BETTER)}"
+    if lower := ", ".join(name for name in table if name in result["lower_is_better"]):
+        parts[-1] += f"\nlower is better: {lower}"
     return "\n\n".join([*parts, *_questions(result["changes"][measure], measure, top)])
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.benchmark import Benchmark, Measure, benchmark_of, find_benchmark
 from evaluation.outputs import read_whole, reading_results
 from evaluation.protocol import Protocol
 from evaluation.scoring.statistics import METHOD, VideoBootstrap
-from evaluation.scoring.summary import MEASURES, ROWS, row_values, split_table
+from evaluation.scoring.summary import row_values, split_table
 from utils.errors import ConfigError, DataError, Problems
 
 COMPARISON_FORMAT = "mora-comparison-1"
@@ -33,14 +34,6 @@ TREATMENTS = (
 says which frames are listed, what is asked, whether [SEG] was put into the answer, what the truth is, or how J, F and
 means are made: numbers that differ in it do not measure the same thing."""
 
-COMPARED = tuple(measure for measure in MEASURES if measure != "object_chance")
-"""What can differ between two runs; the chance of a guess belongs to the corpus."""
-
-LOWER_IS_BETTER = ("false_positive_rate",)
-
-CONSTANT_ROWS = ("all_empty", "whole_frame", "untimed_truth")
-"""Rows made from the ground truth alone: where they differ, so did the ground truth or the frames."""
-
 TIE = 1e-9
 """Differences up to this are ties: the same masks scored by two paths of the metric must not count as a change."""
 
@@ -54,11 +47,13 @@ class ScoredRun:
         scores: by (video id, question id).
         protocol: every field; those an older file does not state have today's default. None if there is no
             ``summary.json`` beside the scores.
+        benchmark: what they are scores of.
     """
 
     path: Path
     scores: dict[tuple[str, str], dict]
     protocol: dict | None
+    benchmark: Benchmark
 
 
 def read_scored_run(path: str | Path) -> ScoredRun:
@@ -83,14 +78,14 @@ def read_scored_run(path: str | Path) -> ScoredRun:
     by_key = {(score["video_id"], score["query_id"]): score for score in scores}
     if len(by_key) < len(scores):
         raise DataError(f"{file}: {len(scores) - len(by_key)} questions stand in it twice; score the run again")
-    summary_file, protocol = file.with_name("summary.json"), None
+    summary_file, protocol, benchmark = file.with_name("summary.json"), None, find_benchmark()
     if summary_file.is_file():
         summary = read_whole(summary_file)
         stated = summary.get("protocol") if isinstance(summary, dict) else None
         if not isinstance(stated, dict):
             raise DataError(f"{summary_file}: not the summary of an evaluation; score the run again")
-        protocol = {**Protocol().as_dict(), **stated}
-    return ScoredRun(file, by_key, protocol)
+        protocol, benchmark = {**Protocol().as_dict(), **stated}, benchmark_of(summary)
+    return ScoredRun(file, by_key, protocol, benchmark)
 
 
 def _check_values(scores: Sequence[dict]) -> None:
@@ -115,6 +110,8 @@ def _check_values(scores: Sequence[dict]) -> None:
 def differing_settings(a: ScoredRun, b: ScoredRun) -> tuple[list[str], list[str]]:
     """What is not the same in two runs: (what forbids a comparison, what is being compared), as sentences."""
     forbidden, allowed = [], []
+    if a.benchmark.name != b.benchmark.name:
+        forbidden.append(f"benchmark: {a.benchmark.name} -> {b.benchmark.name}")
     if a.protocol is None or b.protocol is None:
         for run in (a, b):
             if run.protocol is None:
@@ -126,7 +123,7 @@ def differing_settings(a: ScoredRun, b: ScoredRun) -> tuple[list[str], list[str]
                 (allowed if field in TREATMENTS else forbidden).append(f"{field}: {before} -> {after}")
     shared = sorted(set(a.scores) & set(b.scores))
     texts = [key for key in shared if _asked(a.scores[key]) != _asked(b.scores[key])]
-    truths = [key for key in shared if not _same_truth(a.scores[key], b.scores[key])]
+    truths = [key for key in shared if not _same_truth(a.scores[key], b.scores[key], a.benchmark)]
     for keys, what in ((texts, "text or type of the question"), (truths, "ground truth or frames")):
         if keys:
             video, query = keys[0]
@@ -141,13 +138,14 @@ def compare(
 
     Args:
         a, b: the runs; differences are B - A.
-        row_a, row_b: rows of ``evaluation.summary.ROWS``, so that a run can be compared with its own reference rows.
+        row_a, row_b: rows of the benchmark, so that a run can be compared with its own reference rows.
         allow_different_protocols: go on although numbers do not measure the same thing.
 
     Returns:
         JSON-able: "a" and "b" (path, row, questions, failed), "settings" that differ, "only_in_a" and "only_in_b"
         ([video, question] each), "table" {measure: {split: cell or None}}, "changes" {measure: [{video_id, query_id,
-        q_type, question, a, b, difference}]} by falling difference. A cell has "N", the means "a" and "b", the
+        q_type, question, a, b, difference}]} by falling difference, "lower_is_better" (measures). A
+        cell has "N", the means "a" and "b", the
         difference ("mean", "stderr", "low", "high"), "share_above_zero" of the draws, the sign-flip "p", and the
         numbers of questions where B is "better", "same" and "worse".
 
@@ -173,7 +171,10 @@ def compare(
     for run, row, scores in ((a, row_a, ours), (b, row_b, theirs)):
         if not all(row in score["rows"] for score in scores):
             raise DataError(f"{run.path}: has no row {row}; rows are {', '.join(scores[0]['rows'])}")
-    pairs = {measure: (row_values(ours, row_a, measure), row_values(theirs, row_b, measure)) for measure in COMPARED}
+    pairs = {
+        measure: (row_values(ours, row_a, measure.key), row_values(theirs, row_b, measure.key))
+        for measure in a.benchmark.compared
+    }
     # Runs of two aggregations are refused above, or the first one's is taken.
     per_video = a.protocol is not None and a.protocol["aggregation"] == "videos"
     bootstrap = VideoBootstrap([video for video, _ in keys], per_video=per_video)
@@ -186,19 +187,27 @@ def compare(
         "questions": len(keys),
         "videos": bootstrap.groups,
         "interval": {"method": METHOD, "level": bootstrap.level, "draws": len(bootstrap.counts)},
+        "lower_is_better": [measure.key for measure in pairs if measure.better == "lower"],
         "only_in_a": [list(key) for key in sorted(set(a.scores) - set(b.scores))],
         "only_in_b": [list(key) for key in sorted(set(b.scores) - set(a.scores))],
-        "table": {measure: _cells(*pair, kinds, bootstrap, measure) for measure, pair in pairs.items()},
-        "changes": {measure: _changes(*pair, ours) for measure, pair in pairs.items()},
+        "table": {
+            measure.key: _cells(*pair, kinds, a.benchmark.groups, bootstrap, measure) for measure, pair in pairs.items()
+        },
+        "changes": {measure.key: _changes(*pair, ours) for measure, pair in pairs.items()},
     }
 
 
 def _cells(
-    before: np.ndarray, after: np.ndarray, kinds: Sequence[str], bootstrap: VideoBootstrap, measure: str
+    before: np.ndarray,
+    after: np.ndarray,
+    kinds: Sequence[str],
+    groups: Sequence[str],
+    bootstrap: VideoBootstrap,
+    measure: Measure,
 ) -> dict[str, dict | None]:
     """{split: cell} of one measure; only questions that have a value on both sides count."""
     both = ~np.isnan(before) & ~np.isnan(after)
-    splits = split_table(np.where(both, after - before, np.nan), kinds)
+    splits = split_table(np.where(both, after - before, np.nan), kinds, groups)
     values = np.stack(list(splits.values()), axis=1)
     shares, p_values = bootstrap.share_above_zero(values), bootstrap.sign_flip_p(values)
     table: dict[str, dict | None] = {}
@@ -207,7 +216,7 @@ def _cells(
             table[name] = None
             continue
         present = ~np.isnan(column)
-        gains = -column[present] if measure in LOWER_IS_BETTER else column[present]
+        gains = -column[present] if measure.better == "lower" else column[present]
         table[name] = {
             "N": cell.pop("N"),
             "a": _mean(np.where(present, before, np.nan), bootstrap),
@@ -244,7 +253,7 @@ def _about(run: ScoredRun, row: str) -> dict:
     return {
         "path": str(run.path),
         "row": row,
-        "kind": ROWS[row][0] if row in ROWS else None,
+        "kind": run.benchmark.rows.get(row, (None,))[0],
         "questions": len(run.scores),
         "failed": failed,
     }
@@ -254,10 +263,10 @@ def _asked(score: dict) -> tuple[str, str]:
     return score["question"], score["q_type"]
 
 
-def _same_truth(first: dict, second: dict) -> bool:
-    """Whether the rows that depend on the ground truth alone are equal."""
-    for row in CONSTANT_ROWS:
-        for measure in ("J", "F"):
+def _same_truth(first: dict, second: dict, benchmark: Benchmark) -> bool:
+    """Whether the rows that depend on the ground truth alone are equal: where they differ, so did it or the frames."""
+    for row in benchmark.constant:
+        for measure in benchmark.zero:
             values = [score["rows"].get(row, {}).get(measure) for score in (first, second)]
             if None not in values and abs(values[0] - values[1]) > TIE:
                 return False

@@ -26,7 +26,7 @@ from evaluation.outputs import PICTURE_MARK, note_foreign_file
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
 from evaluation.report.page import add_run_flags, read_evaluation
-from evaluation.scoring.truth import question_window, read_truth
+from evaluation.scoring.truth import ClipTruth, question_window
 from utils.drawing import TRUTH_COLOUR, contact_sheet, draw_overlay, grey, text_strip, time_curve, write_png
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.masks import decode_rle
@@ -68,7 +68,7 @@ def overlay_frames(
     held = np.searchsorted(predicted, shown, side="right") - 1  # -1: before the first predicted frame
     for place, (index, last, inside) in enumerate(zip(shown.tolist(), held.tolist(), window.tolist())):
         frame = read_frame(video.frame_paths[index])
-        truth = read_truth(video, question, np.array([index]), protocol).objects[0]
+        truth = ClipTruth(video, np.array([index]), protocol)(question).masks()[0]
         mask, kept = _prediction(record, last, frame.shape[:2], protocol)
         exact = last >= 0 and predicted[last] == index
         picture = draw_overlay(
@@ -100,9 +100,9 @@ def question_picture(video: VideoRecord, question: Question, record: Record, pro
     count = len(record.frame_indices)
     places = np.unique(np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int)).tolist()
     indices = np.asarray(record.frame_indices)
-    truth = read_truth(video, question, indices[places], protocol)
+    truth = ClipTruth(video, indices[places], protocol)(question)
     above, below, notes = [], [], []
-    for place, target in zip(places, truth.target):
+    for place, target in zip(places, truth.masks() & truth.in_window[:, None, None]):
         frame = read_frame(video.frame_paths[indices[place]])
         mask, kept = _prediction(record, place, frame.shape[:2], protocol)
         # The prediction lies on a grey frame: a red fill on a coloured object could not be told from the object.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -54,6 +55,8 @@ class Record:
         loc_probs: per entry of ``frame_indices`` the probability that the motion is happening; None without [LOC].
         answers: generated text of every language model row (one per frame or one per video).
         forced_seg, forced_loc: whether a token had to be appended to an answer.
+        kind: what was answered with: "masks", "points" or "text" (then ``answers`` is all there is).
+        points: per entry of ``frame_indices`` a list of (x, y) in pixels, or None; only of that kind.
     """
 
     video_id: str
@@ -72,6 +75,8 @@ class Record:
     answers: list[str] = field(default_factory=list)
     forced_seg: bool = False
     forced_loc: bool = False
+    kind: str = "masks"
+    points: list[list[list[float]] | None] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -97,6 +102,8 @@ def write_record(output_dir: str | Path, record: Record) -> None:
     """Write a record atomically, with a digest of its content."""
     path = record_path(output_dir, record.video_id, record.query_id)
     content = asdict(record)
+    if record.kind == "masks":  # as before there were others
+        del content["kind"], content["points"]
     write_json(path, {"format": RECORD_FORMAT, "digest": fingerprint(content), **content}, indent=None)
 
 
@@ -125,8 +132,9 @@ def read_record(output_dir: str | Path, video_id: str, query_id: str) -> Record:
     if wrong := [name for name, fits in _FIELDS.items() if not fits(getattr(record, name))]:
         raise DataError(f"{path}: no record holds such values: {', '.join(wrong)}; {remedy}")
     count = len(record.frame_indices)
-    if record.ok and (len(record.masks) != count or record.loc_probs is not None and len(record.loc_probs) != count):
-        raise DataError(f"{path}: {count} frames but {len(record.masks)} masks; {remedy}")
+    given = {"masks": record.masks, "points": record.points}.get(record.kind)
+    if record.ok and any(each is not None and len(each) != count for each in (given, record.loc_probs)):
+        raise DataError(f"{path}: {count} frames but {len(given or ())} {record.kind}; {remedy}")
     for rle in record.masks:
         if rle is not None and rle.get("size") != record.size:
             raise DataError(f"{path}: a mask of {rle.get('size')} among masks of {record.size}; {remedy}")
@@ -153,12 +161,18 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "masks": lambda value: _is_list(value, lambda mask: mask is None or _is_mask(mask)),
     "loc_probs": lambda value: value is None or _is_list(value, _is_probability),
     "answers": lambda value: _is_list(value, lambda text: isinstance(text, str)),
+    "kind": lambda value: value in ("masks", "points", "text"),
+    "points": lambda value: _is_list(value, lambda frame: frame is None or _is_list(frame, _is_point)),
 }
 """What the fields of a record may hold; the ids are compared with those asked for."""
 
 
 def _is_mask(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("counts"), str)
+
+
+def _is_point(value: object) -> bool:
+    return _is_list(value, lambda place: isinstance(place, (int, float)) and math.isfinite(place)) and len(value) == 2
 
 
 def _is_probability(value: object) -> bool:

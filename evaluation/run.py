@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from datasets.corpora.groundmore import GroundMoRe
 from datasets.tokenization import MoraTokenizer, load_tokenizer
+from evaluation.benchmark import DEFAULT, Benchmark, find_benchmark
 from evaluation.engine.ending import ending_on_sigterm
 from evaluation.engine.predict import Options, forget_failures, predict_corpus, question_states
 from evaluation.engine.predictor import MoraPredictor
@@ -53,16 +53,14 @@ def evaluate(settings: EvaluationSettings) -> int:
         KeyboardInterrupt: Ctrl-C or SIGTERM; what is on disk is whole.
     """
     protocol, shard, run, data = protocol_of(settings), settings.shard, settings.run, settings.data
-    corpus = GroundMoRe(
-        data.meta_file, data.video_root, empty_windows="keep" if protocol.window == "unclipped" else "error"
-    )
-    selected = select(corpus, data.video, data.question, data.limit)
+    benchmark = find_benchmark(data.benchmark)
+    selected = select(benchmark.videos(data.inputs(), protocol), data.video, data.question, data.limit)
     if run.score_only and shard.index > 0:
         print(f"{shard}: shard 0 scores everything; nothing to do here")
         return 0
     with ending_on_sigterm():
         if run.score_only:
-            return _report(settings, protocol, selected)
+            return _report(settings, benchmark, protocol, selected)
         share = share_of(selected, shard, protocol)
         if not share:
             print(f"{shard}: no video is left for this one")
@@ -70,7 +68,7 @@ def evaluate(settings: EvaluationSettings) -> int:
         if shard.count > 1:
             forget_failures(share, data.output_dir)
         with _scoring_pool(run, protocol, share) as pool:
-            failures, mark = _predict(settings, protocol, share, pool)
+            failures, mark = _predict(settings, benchmark, protocol, share, pool)
             mine = {each.video.video_id for each in share}
             others = [each for each in selected if each.video.video_id not in mine]
             states = question_states(others, data.output_dir, protocol, mark)
@@ -83,7 +81,7 @@ def evaluate(settings: EvaluationSettings) -> int:
                 failures += failed
                 print(f"{failures} questions failed" if failures else "all questions are predicted")
                 return int(failures > 0)
-            return _report(settings, protocol, selected, pool)
+            return _report(settings, benchmark, protocol, selected, pool)
 
 
 def load_model(wanted: EvaluatedModel, compute: ComputeSettings) -> tuple[MoraModel, MoraTokenizer]:
@@ -175,6 +173,7 @@ def run_settings(
         "tokenization": tokenizer.rule,
         "vocabulary": len(tokenizer),
         "questions_per_batch": settings.run.questions_per_batch,
+        **({} if settings.data.benchmark == DEFAULT else {"benchmark": settings.data.benchmark}),
     }
 
 
@@ -192,10 +191,16 @@ def _scoring_pool(run: RunSettings, protocol: Protocol, share: Sequence[Selected
 
 
 def _predict(
-    settings: EvaluationSettings, protocol: Protocol, share: Sequence[Selected], pool: ScoringPool | None
+    settings: EvaluationSettings,
+    benchmark: Benchmark,
+    protocol: Protocol,
+    share: Sequence[Selected],
+    pool: ScoringPool | None,
 ) -> tuple[int, str]:
     """Predict and record; the number of failures, and the fingerprint of the run."""
     shard, run, data = settings.shard, settings.run, settings.data
+    if benchmark.kind.name != "masks":
+        raise ConfigError(f"--benchmark {benchmark.name}: asks for {benchmark.kind.name}, and MoRA answers with masks")
     if settings.compute.device == "cuda":
         torch.cuda.set_device(gpu_of(shard.launch.local_rank, torch.cuda.device_count()))
     elif shard.launch.size > 1:
@@ -203,10 +208,12 @@ def _predict(
     model, tokenizer = load_model(settings.model, settings.compute)
     predictor = MoraPredictor(model, tokenizer, protocol, settings.model.conv_type)
     depends_on = run_settings(settings, protocol, model, tokenizer, predictor.template)
-    about = {"version": settings.model.version, "meta_file": data.meta_file, "video_root": data.video_root}
+    about = {"version": settings.model.version, **data.inputs()}
     names = None if shard.count == 1 else [each.video.video_id for each in share]
     mark = open_run(data.output_dir, depends_on, run.overwrite, about, names)
-    score = functools.partial(score_video, output_dir=data.output_dir, protocol=protocol, fingerprint=mark)
+    score = functools.partial(
+        score_video, output_dir=data.output_dir, protocol=protocol, fingerprint=mark, benchmark=benchmark
+    )
     scoring: list[Future] = []
 
     def start(questions: int, recorded: int) -> None:
@@ -231,16 +238,22 @@ def _predict(
 
 
 def _report(
-    settings: EvaluationSettings, protocol: Protocol, selected: Sequence[Selected], pool: ScoringPool | None = None
+    settings: EvaluationSettings,
+    benchmark: Benchmark,
+    protocol: Protocol,
+    selected: Sequence[Selected],
+    pool: ScoringPool | None = None,
 ) -> int:
     """Score what is not scored yet, write every result file, report; 1 if a question failed or has no [SEG]."""
     data, pictures = settings.data, settings.run.pictures
     run = read_run(data.output_dir)
     videos = [each.scored for each in selected]
-    scores = score_corpus(videos, data.output_dir, protocol, run["fingerprint"], settings.run.workers, pool=pool)
+    scores = score_corpus(
+        videos, data.output_dir, protocol, run["fingerprint"], settings.run.workers, pool=pool, benchmark=benchmark
+    )
     selection = {"limit": data.limit, "video": data.video, "question": data.question}
     about = {key: run[key] for key in ("fingerprint", "settings", "about")}
-    summary = summarise(scores, protocol, {**about, "selection": selection})
+    summary = summarise(scores, protocol, {**about, "selection": selection}, benchmark)
     write_results(data.output_dir, data.result_file, scores, summary, protocol)
     print(f"\n{format_report(summary, protocol)}\n")
     page = None
@@ -250,4 +263,4 @@ def _report(
         if path is not None:
             print(f"written: {path}")
     counts = summary["counts"]
-    return int(counts["questions_failed"] + counts["questions_without_seg"] > 0)
+    return int(counts["questions_failed"] + counts.get("questions_without_seg", 0) > 0)

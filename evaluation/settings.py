@@ -1,4 +1,4 @@
-"""The flags of ``evaluate_groundmore.py``: what they mean, and every mistake in them listed at once."""
+"""The flags of ``python -m evaluation``: what they mean, and every mistake in them listed at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from evaluation.benchmark import BENCHMARKS, DEFAULT, find_benchmark
 from evaluation.engine.shards import Shard, find_shard
 from evaluation.outputs import FILES, note_foreign_file, note_foreign_folder, note_own_place, reading_results
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
@@ -79,9 +80,13 @@ class DataSettings:
 
     title: ClassVar[str] = "data"
 
-    meta_file: str = flag("groundmore_test.json", path=True, metavar="FILE", help="questions (%(default)s)")
-    video_root: str = flag("groundmore_videos", path=True, metavar="DIR",
-                           help="one folder per clip with images/ and masks/ (%(default)s)")
+    benchmark: str = flag(DEFAULT, metavar="NAME", help=f"what is asked: {', '.join(BENCHMARKS)} (%(default)s)")
+    meta_file: str | None = flag(None, path=True, metavar="FILE",
+                                 help="questions, if the benchmark has them in a file of their own "
+                                 "(groundmore_test.json)")
+    video_root: str | None = flag(None, path=True, metavar="DIR",
+                                  help="one folder per clip with images/ and masks/ (groundmore_videos); of another "
+                                  "benchmark the folder of its corpus")
     output_dir: str = flag("output", path=True, written=True, metavar="DIR",
                            help="records, scores, summary.json, scores.json, report.html (%(default)s)")
     result_file: str | None = flag(None, path=True, written=True, metavar="FILE",
@@ -93,11 +98,26 @@ class DataSettings:
     limit: int | None = flag(None, at_least=1, metavar="N", help="only the first N clips")
 
     def check(self, problems: Problems) -> None:
-        """Note inputs that are not there."""
-        if not Path(self.meta_file).is_file():
-            problems.add("--meta_file", f"{self.meta_file}: no such file; download test_v2.json of GroundMoRe")
-        if not Path(self.video_root).is_dir():
-            problems.add("--video_root", f"{self.video_root}: no such folder; extract the frames of GroundMoRe there")
+        """Fill in the benchmark's own places; note inputs that are not there."""
+        try:
+            wanted = find_benchmark(self.benchmark).inputs
+        except ConfigError as error:
+            problems.messages.append(str(error))
+            return
+        for name in ("meta_file", "video_root"):
+            if name not in wanted and getattr(self, name) is not None:
+                problems.add(f"--{name}", f"{self.benchmark} has no such file; leave the flag out")
+        for name, (default, remedy) in wanted.items():
+            place = Path(getattr(self, name) or default)
+            setattr(self, name, str(place))
+            if name == "meta_file" and not place.is_file():
+                problems.add(f"--{name}", f"{place}: no such file; {remedy}")
+            elif name != "meta_file" and not place.is_dir():
+                problems.add(f"--{name}", f"{place}: no such folder; {remedy}")
+
+    def inputs(self) -> dict[str, str]:
+        """Where the benchmark lies, by flag; after :meth:`check`."""
+        return {name: getattr(self, name) for name in find_benchmark(self.benchmark).inputs}
 
 
 @dataclass
@@ -106,8 +126,9 @@ class ProtocolSettings:
 
     title: ClassVar[str] = "protocol (docs/evaluation.md)"
 
-    protocol: str = flag("groundmore", choices=tuple(PRESETS),
-                         help="starting point; groundmore_2025 is the original's arithmetic (%(default)s)")
+    protocol: str | None = flag(None, choices=tuple(PRESETS),
+                                help="starting point (the benchmark's own); groundmore_2025 is the arithmetic of "
+                                "GroundMoRe's original evaluator")
     num_frames: int | None = flag(None, help=f"frames per clip ({Protocol.num_frames})")
     frame_sampling: str | None = flag(None, choices=CHOICES["frame_sampling"],
                                       help="how they are spread over the clip")
@@ -250,10 +271,14 @@ def protocol_of(settings: EvaluationSettings) -> Protocol:
         DataError: ``--score_only`` and nothing was predicted in ``output_dir``.
     """
     given = dataclasses.asdict(settings.protocol)
-    preset, output_dir = given.pop("protocol"), settings.data.output_dir
+    benchmark, output_dir = settings.data.benchmark, settings.data.output_dir
+    preset = given.pop("protocol") or find_benchmark(benchmark).protocol
     if not settings.run.score_only:
         return make_protocol(preset, **given)
-    done = read_run(output_dir)["settings"].get("protocol")
+    recorded = read_run(output_dir)["settings"]
+    done, asked = recorded.get("protocol"), recorded.get("benchmark", DEFAULT)
+    if asked != benchmark:
+        raise ConfigError(f"--benchmark {benchmark}: the records in {output_dir} were made for {asked}")
     known = {field.name for field in dataclasses.fields(Protocol)}
     if not isinstance(done, dict) or not set(done) <= known:
         raise DataError(f"{Path(output_dir) / 'run.json'}: its protocol is not one of this version; predict again")

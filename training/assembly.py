@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.adapters import add_lora, set_trainable
 from model.checkpoints import LoadReport, load_any, read_config, require_own_tokenizer
-from model.losses import LossWeights
 from model.mora import MoraModel
 from training.checkpoints.provenance import Adapters, Provenance, network_of
+from training.settings import DataSettings, ModelSettings, TrainableSettings
 from utils.errors import TokenizerError
 from utils.files import write_json
+from utils.flags import flags_of
 from utils.hub import resolve_folder
 
 
@@ -66,19 +66,11 @@ def base_loc_mode(folder: Path) -> str:
     return read_config(folder).get("loc_mode", "none") if (folder / "config.json").is_file() else "none"
 
 
-def config_overrides(args: argparse.Namespace, base: Path) -> dict[str, Any]:
-    """Fields of :class:`model.config.MoraConfig` that the flags set; what no flag names stays the base's.
-
-    Args:
-        args: flags of ``training.settings.add_model_flags``.
-        base: folder of the base model; its ``config.json`` says which [LOC] head it has.
-    """
-    overrides = {
-        "template": args.conv_type,
-        "visual_mode": args.visual_mode,
-        "answer_style": args.answer_style,
-        "loc_mode": "none" if args.seg_only else args.loc_mode,
-    }
+def config_overrides(flags: ModelSettings, base: Path) -> dict[str, Any]:
+    """Fields of :class:`model.config.MoraConfig` that the flags set; what no flag names stays that of ``base``, a
+    folder."""
+    overrides = {about.network: getattr(flags, name) for name, about in flags_of(flags) if type(about.network) is str}
+    overrides["loc_mode"] = "none" if flags.seg_only else flags.loc_mode
     if overrides["loc_mode"] is None:
         stored = base_loc_mode(base)
         overrides["loc_mode"] = stored if stored != "none" else "global"
@@ -120,12 +112,19 @@ def choose_attention(wanted: str, dtype: torch.dtype, device: torch.device) -> s
 
 
 def build_parts(
-    args: argparse.Namespace, dtype: torch.dtype, attention: str | None = None, digest: bool = True
+    flags: ModelSettings,
+    trainable: TrainableSettings,
+    seed: int,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    digest: bool = True,
 ) -> Parts:
     """Load the base, fit tokens, add adapters, choose what learns.
 
     Args:
-        args: has the flags of ``training.settings.add_model_flags``, ``seed`` and ``precision``.
+        flags: which base, and what is to be different from it.
+        trainable: adapters, and what learns.
+        seed: of fresh weights.
         dtype: of the weights.
         attention: of the language model; None: transformers' own choice.
         digest: note what the base is, which reads all of its bytes; else ``provenance.base`` is {}.
@@ -135,39 +134,36 @@ def build_parts(
         TokenizerError: see :func:`open_tokenizer`.
         ConfigError: flags that contradict each other or name nothing.
     """
-    folder = resolve_folder(args.version)
+    folder = resolve_folder(flags.version)
+    overrides = config_overrides(flags, folder)
     model, report = load_any(
         folder,
-        args.vision_pretrained,
-        args.vision_tower,
+        flags.vision_pretrained,
+        flags.vision_tower,
         dtype=dtype,
         attn_implementation=attention,
-        seed=args.seed,
-        allow_missing=args.allow_missing,
-        allow_unexpected=[*args.allow_unexpected, *(["loc_head.*"] if args.seg_only else [])],
+        seed=seed,
+        allow_missing=flags.allow_missing,
+        allow_unexpected=[*flags.allow_unexpected, *(["loc_head.*"] if flags.seg_only else [])],
         digest=digest,
-        **config_overrides(args, folder),
+        **overrides,
     )
     stored = read_config(folder)
-    for name in ("visual_mode", "template", "answer_style"):
+    for name in sorted(overrides.keys() - {"loc_mode"}):
         before, now = stored.get(name), getattr(model.config, name)
         if before not in (None, now):
             report.notes.append(f"{name}: the base was trained with {before!r}, here it is {now!r}")
     tokenizer = open_tokenizer(model, folder)
-    adapters = None
-    if args.lora_r > 0:
-        targets = tuple(target.strip() for target in args.lora_target_modules.split(","))
-        adapters = Adapters(args.lora_r, float(args.lora_alpha), tuple(sorted(targets)))
-        add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout, targets, seed=args.seed)
-    trained = set_trainable(model, args.trainable)
-    provenance = Provenance(
-        network_of(model.config), adapters, args.trainable, report.digests, str(args.version),
-        tokenizer.digest(), args.precision,
-    )  # fmt: skip
+    adapters = Adapters.of_flags(trainable.lora_r, trainable.lora_alpha, trainable.lora_target_modules)
+    if adapters is not None:
+        add_lora(model, adapters.r, adapters.alpha, trainable.lora_dropout, adapters.targets, seed=seed)
+    trained = set_trainable(model, trainable.trainable)
+    network = network_of(model.config)
+    provenance = Provenance(network, adapters, trainable.trainable, report.digests, flags.version, tokenizer.digest())
     return Parts(model, tokenizer, trained, report, provenance)
 
 
-def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:
+def build_dataset(data: DataSettings, seed: int, parts: Parts) -> CorpusDataset:
     """The mixture of corpora, processed as this model wants it.
 
     Raises:
@@ -176,8 +172,8 @@ def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:
     """
     config = parts.model.config
     mixture = build_mixture(
-        args.dataset, args.sample_rates, args.dataset_dir, args.seed, args.num_frames, args.max_questions,
-        args.frame_sampling, args.on_problem,
+        data.dataset, data.sample_rates, data.dataset_dir, seed, data.num_frames, data.max_questions,
+        data.frame_sampling, data.on_problem,
     )  # fmt: skip
     processor = SampleProcessor(
         parts.tokenizer,
@@ -186,12 +182,12 @@ def build_dataset(args: argparse.Namespace, parts: Parts) -> CorpusDataset:
         template=config.template,
         answer_style=config.answer_style,
         with_loc=config.loc_mode != "none",
-        loc_for_referring=args.loc_for_referring,
-        outside_window=args.outside_window,
-        mask_frames=args.mask_frames,
-        max_length=args.model_max_length,
+        loc_for_referring=data.loc_for_referring,
+        outside_window=data.outside_window,
+        mask_frames=data.mask_frames,
+        max_length=data.model_max_length,
     )
-    return CorpusDataset(mixture, processor, args.seed)
+    return CorpusDataset(mixture, processor, seed)
 
 
 def describe_dataset(dataset: CorpusDataset) -> str:
@@ -202,8 +198,3 @@ def describe_dataset(dataset: CorpusDataset) -> str:
         f"{rate:.0%} of the samples"
         for name, corpus, rate in zip(mixture.names, mixture.corpora, mixture.rates)
     )
-
-
-def loss_weights(args: argparse.Namespace) -> LossWeights:
-    """Factors of the four losses."""
-    return LossWeights(args.ce_loss_weight, args.bce_loss_weight, args.dice_loss_weight, args.loc_loss_weight)

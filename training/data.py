@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from training.settings import TrainingSettings
 from utils.errors import MoraError
 from utils.processes.distributed import World
 
@@ -180,17 +181,12 @@ class StepLoader:
 
 
 def make_loader(
-    dataset: Dataset, collate: Callable[[list], Any], world: World, first_step: int, last_step: int, args: Any
+    dataset: Dataset, collate: Callable[[list], Any], world: World, first_step: int, settings: TrainingSettings
 ) -> StepLoader:
-    """The loader of one process.
-
-    Args:
-        dataset: see :class:`StepLoader`.
-        collate: see :class:`StepLoader`.
-        world: gives rank and size.
-        first_step: optimizer steps already taken.
-        last_step: exclusive.
-        args: has ``grad_accumulation_steps``, ``batch_size``, ``workers``, ``seed``.
-    """
-    sampler = StepSampler(first_step, last_step, args.grad_accumulation_steps, args.batch_size, world.rank, world.size)
-    return StepLoader(dataset, collate, sampler, args.workers, args.seed)
+    """The loader of one process, from ``first_step`` (optimizer steps already taken) to the run's last one."""
+    optimizer = settings.optimizer
+    sampler = StepSampler(
+        first_step, optimizer.total_steps, optimizer.grad_accumulation_steps, optimizer.batch_size, world.rank,
+        world.size,
+    )  # fmt: skip
+    return StepLoader(dataset, collate, sampler, settings.data.workers, settings.run.seed)

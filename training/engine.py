@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import math
@@ -18,44 +17,38 @@ from torch.utils.data import Dataset
 from training.checkpoints.store import CheckpointStore
 from training.data import make_loader
 from training.logging import Meter, RunLog
+from training.settings import ComputeSettings, OptimizerSettings, TrainingSettings
 from utils.errors import CheckpointError, ConfigError, MoraError
 from utils.processes.distributed import World, as_lost_peer, gather_objects, mean_over_processes
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DivergedError(MoraError):
     """A loss is no longer a finite number."""
 
 
-def schedule_config(args: argparse.Namespace) -> dict[str, Any]:
+def schedule_config(optimizer: OptimizerSettings) -> dict[str, Any]:
     """DeepSpeed's learning-rate schedule: linear warm-up, then linearly to 0 or a cosine.
 
     DeepSpeed sets the rate of a step from the number of steps finished before the previous one, so the first two
     updates have rate 0.
     """
-    total = args.epochs * args.steps_per_epoch
-    shared = {"total_num_steps": total, "warmup_num_steps": args.warmup_steps, "warmup_type": "linear"}
-    if args.lr_schedule == "cosine":
-        return {"type": "WarmupCosineLR", "params": {**shared, "cos_min_ratio": args.min_lr_ratio}}
-    return {"type": "WarmupDecayLR", "params": {**shared, "warmup_min_lr": 0.0, "warmup_max_lr": args.lr}}
+    shared = {"total_num_steps": optimizer.total_steps, "warmup_num_steps": optimizer.warmup_steps}
+    shared["warmup_type"] = "linear"
+    if optimizer.lr_schedule == "cosine":
+        return {"type": "WarmupCosineLR", "params": {**shared, "cos_min_ratio": optimizer.min_lr_ratio}}
+    return {"type": "WarmupDecayLR", "params": {**shared, "warmup_min_lr": 0.0, "warmup_max_lr": optimizer.lr}}
 
 
-def deepspeed_config(args: argparse.Namespace, num_trainable: int) -> dict[str, Any]:
-    """The configuration handed to ``deepspeed.initialize``.
-
-    Args:
-        args: flags of :mod:`training.settings`.
-        num_trainable: trained numbers; communication buffers are never larger than that.
-    """
+def deepspeed_config(optimizer: OptimizerSettings, compute: ComputeSettings, num_trainable: int) -> dict[str, Any]:
+    """The configuration handed to ``deepspeed.initialize``; communication buffers hold at most ``num_trainable``."""
     bucket = min(500_000_000, 1024 * math.ceil(num_trainable / 1024))  # DeepSpeed wants it even
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": args.batch_size,
-        "gradient_accumulation_steps": args.grad_accumulation_steps,
-        "gradient_clipping": args.grad_clip,
-        "scheduler": schedule_config(args),
+        "train_micro_batch_size_per_gpu": optimizer.batch_size,
+        "gradient_accumulation_steps": optimizer.grad_accumulation_steps,
+        "gradient_clipping": optimizer.grad_clip,
+        "scheduler": schedule_config(optimizer),
         "zero_optimization": {
-            "stage": args.zero_stage,
+            "stage": compute.zero_stage,
             "contiguous_gradients": True,
             "overlap_comm": True,
             "reduce_scatter": True,
@@ -64,18 +57,18 @@ def deepspeed_config(args: argparse.Namespace, num_trainable: int) -> dict[str, 
         },
         "steps_per_print": 10**9,
     }
-    if args.precision != "fp32":
-        config[args.precision] = {"enabled": True}
+    if compute.precision != "fp32":
+        config[compute.precision] = {"enabled": True}
     return config
 
 
-def start_engine(model: nn.Module, args: argparse.Namespace, world: World) -> Any:
+def start_engine(model: nn.Module, optimizer: OptimizerSettings, compute: ComputeSettings, world: World) -> Any:
     """Wrap a model in a DeepSpeed engine with torch's AdamW over its trainable parameters.
 
     Args:
         model: with ``requires_grad`` set as wanted.
-        args: flags of :mod:`training.settings`.
-        world: this process; ``utils.distributed.start_world`` was called.
+        optimizer, compute: the flags.
+        world: this process; ``start_world`` was called.
 
     Returns:
         The engine; ``engine.module`` is the model, on the device and in the precision asked for.
@@ -92,11 +85,12 @@ def start_engine(model: nn.Module, args: argparse.Namespace, world: World) -> An
     if world.device.type == "cpu":
         # Its compilation takes most of a minute and a compiler, to speed up communication inside one machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=args.weight_decay)
-    config = deepspeed_config(args, sum(parameter.numel() for parameter in trained))
+    betas = optimizer.beta1, optimizer.beta2
+    adamw = torch.optim.AdamW(trained, lr=optimizer.lr, betas=betas, weight_decay=optimizer.weight_decay)
+    config = deepspeed_config(optimizer, compute, sum(parameter.numel() for parameter in trained))
     # torch's own advice about what DeepSpeed calls; nothing for the user to act on
     warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=config, dist_init_required=False)
     return engine
 
 
@@ -114,7 +108,7 @@ class Trainer:
         dataset: map-style, valid for every item number >= 0 (see :mod:`training.data`).
         collate: list of items -> batch with ``.to(device, dtype)``; the model is called as
             ``model(batch, **forward_options)`` and returns a dict of 0-dim tensors, ``loss`` among them.
-        args: flags of :mod:`training.settings`.
+        settings: the flags.
         world: this process.
         store: where checkpoints go.
         card: what every run.json says beside step and epoch.
@@ -129,7 +123,7 @@ class Trainer:
         engine: Any,
         dataset: Dataset,
         collate: Callable[[list], Any],
-        args: argparse.Namespace,
+        settings: TrainingSettings,
         world: World,
         store: CheckpointStore,
         card: dict[str, Any],
@@ -140,7 +134,7 @@ class Trainer:
         self.engine = engine
         self.dataset = dataset
         self.collate = collate
-        self.args = args
+        self.settings = settings
         self.world = world
         self.store = store
         self.card = card
@@ -149,7 +143,7 @@ class Trainer:
         self.draw = draw
         self.meter = Meter()
         self.rate = 0.0
-        self.total_steps = args.epochs * args.steps_per_epoch
+        self.total_steps = settings.optimizer.total_steps
 
     def fit(self, first_step: int = 0) -> int:
         """Train from ``first_step`` to the end, or until ``--max_minutes`` are over.
@@ -164,7 +158,7 @@ class Trainer:
             WorkerError: a data process died.
             PeerError: another process of the run died.
         """
-        loader = make_loader(self.dataset, self.collate, self.world, first_step, self.total_steps, self.args)
+        loader = make_loader(self.dataset, self.collate, self.world, first_step, self.settings)
         with contextlib.ExitStack() as stack:
             log = RunLog(self.store.folder, self.total_steps, first_step, self.world.is_main)
             stack.push(lambda kind, *_: _close(log, failing=kind is not None))
@@ -179,7 +173,7 @@ class Trainer:
                 raise found from error
 
     def _take_steps(self, first_step: int, batches: Any, log: RunLog) -> int:
-        args = self.args
+        run, per_epoch = self.settings.run, self.settings.optimizer.steps_per_epoch
         self.engine.train()
         started = last_print = time.monotonic()
         if first_step and self.store.is_at(first_step):  # a kill may have come before it was kept
@@ -189,26 +183,26 @@ class Trainer:
             self._step(batches, done, log)
             log.advance()
             stop = self._out_of_time(started)
-            epoch_ends = done % args.steps_per_epoch == 0
-            due = epoch_ends or stop or (args.save_every_steps and done % args.save_every_steps == 0)
-            if due or done % args.print_freq == 0:
+            epoch_ends = done % per_epoch == 0
+            due = epoch_ends or stop or (run.save_every_steps and done % run.save_every_steps == 0)
+            if due or done % run.print_freq == 0:
                 last_print = self._report(done, last_print, log)
             if due:
-                self.store.save(self.engine, {"step": done, "epoch": done // args.steps_per_epoch, **self.card})
+                self.store.save(self.engine, {"step": done, "epoch": done // per_epoch, **self.card})
                 self._keep_if_due(done, log)
                 last_print = time.monotonic()  # saving is no part of the throughput
             if stop and done < self.total_steps:
-                log.say(f"{args.max_minutes:g} minutes are over: saved at step {done}; --auto_resume goes on")
+                log.say(f"{run.max_minutes:g} minutes are over: saved at step {done}; --auto_resume goes on")
                 break
         return done
 
     def _step(self, batches: Any, step: int, log: RunLog) -> None:
         """All micro-batches of one optimizer step."""
-        args = self.args
+        every = self.settings.run.picture_freq
         self.rate = self.engine.get_lr()[0]  # before the schedule moves on
-        wants_picture = self.draw is not None and args.picture_freq and (step - 1) % args.picture_freq == 0
-        for micro in range(args.grad_accumulation_steps):
-            batch = next(batches).to(self.world.device, DTYPES[args.precision])
+        wants_picture = self.draw is not None and every and (step - 1) % every == 0
+        for micro in range(self.settings.optimizer.grad_accumulation_steps):
+            batch = next(batches).to(self.world.device, self.settings.compute.dtype)
             options = dict(self.forward_options)
             if wants_picture and micro == 0 and self.world.is_main:
                 options["return_predictions"] = True
@@ -229,7 +223,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in losses):
             self._blame(table)
         now = time.monotonic()
-        samples = len(self.meter.rows) * self.args.batch_size * self.world.size
+        samples = len(self.meter.rows) * self.settings.optimizer.batch_size * self.world.size
         labels = ["total" if name == "loss" else name.removesuffix("_loss") for name in self.meter.names]
         values = {f"loss/{label}": value for label, value in zip(labels, losses)}
         values["train/lr"] = self.rate
@@ -253,14 +247,15 @@ class Trainer:
         )
 
     def _keep_if_due(self, step: int, log: RunLog) -> None:
-        args = self.args
-        epoch, rest = divmod(step, args.steps_per_epoch)
-        if rest == 0 and args.keep_ckpt_every and epoch % args.keep_ckpt_every == 0:
+        epoch, rest = divmod(step, self.settings.optimizer.steps_per_epoch)
+        every = self.settings.run.keep_ckpt_every
+        if rest == 0 and every and epoch % every == 0:
             log.say(f"epoch {epoch}: kept as {self.store.keep(epoch)}")
 
     def _out_of_time(self, started: float) -> bool:
         """Whether ``--max_minutes`` are over; all processes agree, though their clocks may not."""
-        if not self.args.max_minutes:
+        minutes = self.settings.run.max_minutes
+        if not minutes:
             return False
-        over = torch.tensor(float(time.monotonic() - started > 60 * self.args.max_minutes), device=self.world.device)
+        over = torch.tensor(float(time.monotonic() - started > 60 * minutes), device=self.world.device)
         return bool(mean_over_processes(over) > 0)

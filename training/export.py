@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +16,7 @@ from torch import Tensor
 from model.adapters import merge_lora
 from model.checkpoints import CARD, CARD_FORMAT, LoadReport, digest_base, read_card, read_state_dict
 from model.localization import build_loc_head
+from model.settings import PRECISIONS
 from training.assembly import Parts, base_loc_mode, build_parts, config_overrides
 from training.checkpoints.provenance import Provenance, differences
 from training.checkpoints.store import RUN_CARD, read_run_card
@@ -29,13 +29,13 @@ from training.checkpoints.weights import (
     read_weights,
     take_provenance,
 )
-from training.engine import DTYPES
-from training.settings import PRECISIONS, add_model_flags, check_model_flags
+from training.settings import ModelSettings, TrainableSettings
 from utils.digests import digests_by_part, tensors_digest
 from utils.errors import CheckpointError, ConfigError, Problems
 from utils.files import atomic_directory, unusable_folder, write_json
+from utils.flags import each_flag, flag, flags_of, inputs_of, make_parser, note_mistakes, parse
 from utils.hub import resolve_folder
-from utils.paths import note_inputs_overwritten, require_own, user_path
+from utils.paths import note_inputs_overwritten, require_own
 from utils.processes.locks import hold
 
 DESCRIPTION = """\
@@ -53,13 +53,6 @@ How the weights were trained (network, template, adapters' scale, base) is writt
 or another base, is an error. Weights of other programs do not say it: then the flags must.
 """
 
-PATHS_OF_THE_RUN = ("vision_pretrained", "vision_tower", "allow_missing", "allow_unexpected", "seed")
-"""Flags whose default is what the checkpoint's run.json says."""
-
-SETTINGS = ("conv_type", "visual_mode", "answer_style", "seg_only", "loc_mode", "lora_r", "lora_alpha",
-            "lora_target_modules", "trainable", "allow_missing", "allow_unexpected", "precision")  # fmt: skip
-"""Flags that the exported bytes depend on, besides the weights and the base."""
-
 PATIENCE = 3600.0
 """Seconds to wait for another export to the same folder."""
 
@@ -67,29 +60,47 @@ PUBLISHED = "--lora_alpha 16 --visual_mode frame --conv_type llava_llama_2 --ans
 """What MoRA's published training used; shown where it has to be said."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``merge_lora_weights_and_save_hf_model.py``."""
-    parser = argparse.ArgumentParser(
-        description=textwrap.dedent(DESCRIPTION), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_flags(parser)
-    group = parser.add_argument_group("export")
-    group.add_argument("--weight", required=True, type=user_path, metavar="PATH", help="the checkpoint folder, or what "
-                       "was converted from it (a file, or a folder with pytorch_model.bin or its shards)")  # fmt: skip
-    group.add_argument("--save_path", required=True, type=user_path, metavar="DIR",
-                       help="new folder; an earlier export there is replaced, anything else refused")  # fmt: skip
-    group.add_argument("--reuse", action=argparse.BooleanOptionalAction, default=False, help="leave an export as it is "
-                       "that was made of exactly these weights, base and settings (compared by content)")  # fmt: skip
-    group.add_argument("--precision", choices=PRECISIONS, default=None, help="of the saved weights (default: that of "
-                       "the training, else bf16); merging itself is done in float32")  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, help="as in training; matters for nothing that was trained")
-    # None: as the weights say.
-    parser.set_defaults(lora_r=None, lora_alpha=None, lora_target_modules=None, trainable=None, seg_only=None)
-    return parser
+@dataclass
+class ExportSettings:
+    """What is exported, and where to."""
+
+    title: ClassVar[str] = "export"
+
+    # fmt: off
+    weight: str = flag(path=True, metavar="PATH", help="the checkpoint folder, or what was converted from it (a file, "
+                       "or a folder with pytorch_model.bin or its shards)")
+    save_path: str = flag(path=True, written=True, metavar="DIR",
+                          help="new folder; an earlier export there is replaced, anything else refused")
+    reuse: bool = flag(False, help="leave an export as it is that was made of exactly these weights, base and settings "
+                       "(compared by content)")
+    precision: str | None = flag(None, choices=tuple(PRECISIONS), network=True, help="of the saved weights (default: "
+                                 "that of the training, else bf16); merging itself is done in float32")
+    seed: int = flag(0, course=False, help="as in training; matters for nothing that was trained")
+    # fmt: on
+
+    def check(self, problems: Problems) -> None:
+        """Note what is not there or cannot be written."""
+        if not Path(self.weight).exists():
+            problems.add("--weight", f"{self.weight}: no such file or folder; give a checkpoint folder of a run")
+        if problem := unusable_folder(self.save_path):
+            problems.add("--save_path", f"{problem}; give a folder")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check; what is said about the network and not given is left to the weights.
+@dataclass
+class MergeSettings:
+    """Everything that the flags of ``merge_lora_weights_and_save_hf_model.py`` say."""
+
+    model: ModelSettings
+    trainable: TrainableSettings
+    export: ExportSettings
+
+    def describe(self) -> dict[str, Any]:
+        """What the exported bytes depend on, besides the weights and the base."""
+        return {name: value for name, about, value in each_flag(self) if about.network}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> MergeSettings:
+    """Parse and check; what is said about the network and not given is None and left to the weights.
 
     Args:
         argv: arguments without the program's name; None takes those of the process.
@@ -98,23 +109,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ConfigError: with every mistake that is found.
         CheckpointError: ``--weight`` is a checkpoint folder that is not whole.
     """
-    parser = build_parser()
+    headline, problems, parser = "the export cannot start", Problems(), make_parser(MergeSettings, DESCRIPTION)
+    told = [name for group in (ModelSettings, TrainableSettings) for name, about in flags_of(group) if about.network]
+    parser.set_defaults(**{name: None for name in told if parser.get_default(name) != []})
     weight = Path(vars(parser.parse_args(argv))["weight"])
     if is_checkpoint(weight) and (weight / RUN_CARD).is_file():
-        stored = read_run_card(weight).get("args", {})
-        parser.set_defaults(**{name: stored[name] for name in PATHS_OF_THE_RUN if name in stored})
-    args = parser.parse_args(argv)
-    problems = Problems()
-    check_model_flags(args, problems)
-    if not weight.exists():
-        problems.add("--weight", f"{weight}: no such file or folder; give a checkpoint folder of a run")
-    if problem := unusable_folder(args.save_path):
-        problems.add("--save_path", f"{problem}; give a folder")
-    inputs = {f"--{name}": getattr(args, name) for name in ("version", "weight", "vision_pretrained", "vision_tower")}
-    note_inputs_overwritten(problems, ("--save_path", args.save_path), inputs, whole=True)
-    problems.raise_if_any(ConfigError, "the export cannot start")
-    require_own_folder(Path(args.save_path))
-    return args
+        stored, flags = read_run_card(weight).get("args", {}), (*flags_of(ModelSettings), *flags_of(ExportSettings))
+        # What changes no course is not in the weights: where the base's parts lie, what it may lack.
+        parser.set_defaults(**{name: stored[name] for name, about in flags if not about.course and name in stored})
+    settings = parse(MergeSettings, parser, headline, argv)
+    note_mistakes(settings, problems)
+    output = "--save_path", settings.export.save_path
+    note_inputs_overwritten(problems, output, inputs_of(settings), whole=True)
+    problems.raise_if_any(ConfigError, headline)
+    require_own_folder(Path(settings.export.save_path))
+    return settings
 
 
 def require_own_folder(folder: Path) -> None:
@@ -136,11 +145,11 @@ def head_mode(state: Mapping[str, Tensor]) -> str | None:
     return next((mode for mode in ("global", "frame") if names == set(build_loc_head(mode, 8, 8).state_dict())), None)
 
 
-def settle(args: argparse.Namespace, state: Mapping[str, Tensor], trained: Provenance | None) -> None:
+def settle(settings: MergeSettings, state: Mapping[str, Tensor], trained: Provenance | None) -> None:
     """Fill in how the weights were trained, from what they say about it; without that, ask.
 
     Args:
-        args: changed in place.
+        settings: changed in place.
         state: the weights, by plain names.
         trained: their provenance.
 
@@ -149,83 +158,85 @@ def settle(args: argparse.Namespace, state: Mapping[str, Tensor], trained: Prove
     """
     problems = Problems()
     if trained is None:
-        _ask(args, state, problems)
+        _ask(settings, state, problems)
     else:
-        adapters = trained.adapters
-        stored = {
-            "conv_type": trained.network["template"],
-            "visual_mode": trained.network["visual_mode"],
-            "answer_style": trained.network["answer_style"],
-            "lora_r": adapters.r if adapters else 0,
-            "lora_alpha": adapters.alpha if adapters else None,
-            "lora_target_modules": ",".join(adapters.targets) if adapters else None,
-            "trainable": trained.trainable,
-        }
-        given = {**vars(args), "lora_target_modules": _in_order(args.lora_target_modules)}
-        for name, value in stored.items():
-            if given[name] is not None and value is not None and given[name] != value:
-                problems.add(f"--{name}", f"{given[name]}, but the weights were trained with {value}; leave it out")
-            setattr(args, name, value)
-        mode = trained.network["loc_mode"]
-        wanted = "none" if args.seg_only else args.loc_mode
-        if (wanted or mode) != mode or (args.seg_only is False and mode == "none"):
-            flag = "--seg_only" if args.seg_only else "--no-seg_only" if args.loc_mode is None else "--loc_mode"
-            said = "with --seg_only" if mode == "none" else f"with --loc_mode {mode}"
-            problems.add(flag, f"the weights were trained {said}; leave it out")
-        args.seg_only, args.loc_mode = mode == "none", None if mode == "none" else mode
-    args.precision = args.precision or (trained.precision if trained else "") or "bf16"
-    problems.raise_if_any(ConfigError, f"{args.weight} cannot be merged so")
+        _compare(settings, trained, problems)
+    settings.export.precision = settings.export.precision or (trained.precision if trained else "") or "bf16"
+    problems.raise_if_any(ConfigError, f"{settings.export.weight} cannot be merged so")
 
 
-def _in_order(targets: str | None) -> str | None:
-    return None if targets is None else ",".join(sorted(part.strip() for part in targets.split(",")))
+def _compare(settings: MergeSettings, trained: Provenance, problems: Problems) -> None:
+    """Settle what the weights say; note what was said otherwise."""
+    flags, trainable, adapters = settings.model, settings.trainable, trained.adapters
+    if trainable.lora_target_modules is not None:
+        trainable.lora_target_modules = ",".join(sorted(t.strip() for t in trainable.lora_target_modules.split(",")))
+    stored = [(flags, n, trained.network[about.network]) for n, about in flags_of(flags) if type(about.network) is str]
+    stored += [
+        (trainable, "lora_r", adapters.r if adapters else 0),
+        (trainable, "lora_alpha", adapters.alpha if adapters else None),
+        (trainable, "lora_target_modules", ",".join(adapters.targets) if adapters else None),
+        (trainable, "trainable", trained.trainable),
+    ]
+    for group, name, value in stored:
+        given = getattr(group, name)
+        if given is not None and value is not None and given != value:
+            problems.add(f"--{name}", f"{given}, but the weights were trained with {value}; leave it out")
+        setattr(group, name, value)
+    mode = trained.network["loc_mode"]
+    wanted = "none" if flags.seg_only else flags.loc_mode
+    if (wanted or mode) != mode or (flags.seg_only is False and mode == "none"):
+        given = "--seg_only" if flags.seg_only else "--no-seg_only" if flags.loc_mode is None else "--loc_mode"
+        said = "with --seg_only" if mode == "none" else f"with --loc_mode {mode}"
+        problems.add(given, f"the weights were trained {said}; leave it out")
+    flags.seg_only, flags.loc_mode = mode == "none", None if mode == "none" else mode
 
 
-def _ask(args: argparse.Namespace, state: Mapping[str, Tensor], problems: Problems) -> None:
+def _ask(settings: MergeSettings, state: Mapping[str, Tensor], problems: Problems) -> None:
     """Settle what the tensors show; note what they cannot show and nobody said."""
-    rank = adapter_rank(state)
-    if args.lora_r not in (None, rank):
-        problems.add("--lora_r", f"{args.lora_r}, but the adapters in the weights have rank {rank}")
-    args.lora_r = rank
-    args.lora_target_modules = args.lora_target_modules or ",".join(adapter_targets(state))
-    args.trainable = args.trainable or "default"
-    needed = ("visual_mode", "conv_type", "answer_style", *(["lora_alpha"] if rank else []))
-    unknown = [f"--{name}" for name in needed if getattr(args, name) is None]
+    flags, trainable, rank = settings.model, settings.trainable, adapter_rank(state)
+    if trainable.lora_r not in (None, rank):
+        problems.add("--lora_r", f"{trainable.lora_r}, but the adapters in the weights have rank {rank}")
+    trainable.lora_r = rank
+    trainable.lora_target_modules = trainable.lora_target_modules or ",".join(adapter_targets(state))
+    trainable.trainable = trainable.trainable or "default"
+    unknown = [f"--{n}" for n, about in flags_of(flags) if type(about.network) is str and getattr(flags, n) is None]
+    if rank and trainable.lora_alpha is None:
+        unknown.append("--lora_alpha")
     if unknown:
         problems.add(", ".join(unknown), f"the weights do not say what they were trained with; you must (as published: "
                      f"{PUBLISHED})")  # fmt: skip
-    if args.loc_mode is None and args.seg_only is None and base_loc_mode(resolve_folder(args.version)) == "none":
-        args.loc_mode = head_mode(state)
-        args.seg_only = args.loc_mode is None
-    args.seg_only = bool(args.seg_only)
+    if flags.loc_mode is None and flags.seg_only is None and base_loc_mode(resolve_folder(flags.version)) == "none":
+        flags.loc_mode = head_mode(state)
+        flags.seg_only = flags.loc_mode is None
+    flags.seg_only = bool(flags.seg_only)
 
 
-def fill_in(parts: Parts, state: dict[str, Tensor], trained: Provenance | None, args: argparse.Namespace) -> LoadReport:
+def fill_in(parts: Parts, state: dict[str, Tensor], trained: Provenance | None, source: str) -> LoadReport:
     """Put the trained weights into the base's model.
 
     Raises:
         CheckpointError: a trained tensor is absent from the weights, one has no place, shapes differ, or the weights
             belong to another network or base.
     """
-    report = fit_weights(parts.model, state, str(args.weight))
+    report = fit_weights(parts.model, state, source)
     lines = [] if trained is None else differences(trained, parts.provenance, needs_base=bool(report.missing))
     if lines:
         raise CheckpointError(
-            f"{args.weight}: does not belong to this base or network:\n  - " + "\n  - ".join(lines)
+            f"{source}: does not belong to this base or network:\n  - " + "\n  - ".join(lines)
             + "\ngive the base that it was trained on as --version"
         )  # fmt: skip
     learned = {plain_name(name) for name in parts.trained}
     report.raise_if_bad(allow_missing=sorted(set(report.missing) - learned))
     if trained is None or not trained.base:
-        print(f"NOT CHECKED: {args.weight} does not say on which base it was trained; --version is taken on trust")
+        print(f"NOT CHECKED: {source} does not say on which base it was trained; --version is taken on trust")
     return report
 
 
-def export(args: argparse.Namespace) -> Path:
+def export(settings: MergeSettings) -> Path:
     """Merge and save.
 
     Args:
-        args: from :func:`parse_arguments`.
+        settings: from :func:`parse_arguments`.
 
     Returns:
         The folder, with ``config.json``, ``model.safetensors`` (or shards), the tokenizer's files and ``export.json``.
@@ -237,30 +248,30 @@ def export(args: argparse.Namespace) -> Path:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns otherwise when peft asks for it
-    state = read_weights(args.weight)
+    flags, chosen = settings.model, settings.export
+    state = read_weights(chosen.weight)
     carried = tensors_digest(state)
-    trained = take_provenance(args.weight, state)
-    settle(args, state, trained)
-    base = resolve_folder(args.version)
-    digests = digest_base(base, args.vision_pretrained, args.vision_tower, **config_overrides(args, base))
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    made_from = {"weights": carried, "base": digests, "settings": settings}
-    folder = Path(args.save_path)
-    if args.reuse and _is_made_from(folder, made_from):
+    trained = take_provenance(chosen.weight, state)
+    settle(settings, state, trained)
+    base = resolve_folder(flags.version)
+    digests = digest_base(base, flags.vision_pretrained, flags.vision_tower, **config_overrides(flags, base))
+    made_from = {"weights": carried, "base": digests, "settings": settings.describe()}
+    folder = Path(chosen.save_path)
+    if chosen.reuse and _is_made_from(folder, made_from):
         return folder
     with hold(folder.with_name(f".{folder.name}.lock"), f"the export folder {folder}", PATIENCE):
-        if args.reuse and _is_made_from(folder, made_from):  # by now, by another process
+        if chosen.reuse and _is_made_from(folder, made_from):  # by now, by another process
             return folder
         require_own_folder(folder)
-        parts = build_parts(args, DTYPES["fp32"], digest=False)
+        parts = build_parts(flags, settings.trainable, chosen.seed, torch.float32, digest=False)
         parts.provenance = dataclasses.replace(parts.provenance, base=digests)
         print(parts.report)
-        report = fill_in(parts, state, trained, args)
+        report = fill_in(parts, state, trained, chosen.weight)
         del state
         merged = merge_lora(parts.model)
         kept = f"{len(report.missing)} kept from the base"
-        print(f"{args.weight}: {report.loaded} tensors loaded, {kept}; {merged} merged")
-        round_weights(parts, args.precision)
+        print(f"{chosen.weight}: {report.loaded} tensors loaded, {kept}; {merged} merged")
+        round_weights(parts, chosen.precision)
         require_own_folder(folder)
         _save(parts, folder, made_from)
     print(f"saved: {folder}")
@@ -282,7 +293,7 @@ def round_weights(parts: Parts, precision: str) -> None:
     Raises:
         CheckpointError: values are too large for ``precision``; their tensors are named.
     """
-    dtype = DTYPES[precision]
+    dtype = PRECISIONS[precision]
     changed = total = 0.0
     overflown = []
     for name, parameter in parts.model.named_parameters():

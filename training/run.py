@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import random
@@ -14,24 +13,18 @@ import numpy as np
 import torch
 
 from datasets.collate import collate
-from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset, loss_weights
+from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset
 from training.checkpoints.provenance import Provenance, attach_provenance, differences
 from training.checkpoints.store import RUN_CARD, CheckpointStore, read_run_card
 from training.checkpoints.weights import initialise_from
-from training.engine import DTYPES, Trainer, start_engine
+from training.engine import Trainer, start_engine
 from training.logging import set_aside_logs
 from training.pictures import SamplePicture
 from training.run_folder import hold_run_folder
+from training.settings import RunSettings, TrainingSettings
 from utils.errors import CheckpointError, ConfigError
+from utils.flags import each_flag, values_of
 from utils.processes.distributed import World, gather_objects, start_world
-
-KEEPS_THE_COURSE = frozenset((
-    "version", "vision_pretrained", "vision_tower", "allow_missing", "allow_unexpected", "dataset_dir", "workers",
-    "log_base_dir", "exp_name", "device", "gradient_checkpointing", "print_freq", "picture_freq", "keep_ckpt_every",
-    "save_every_steps", "auto_resume", "resume", "init_from", "max_minutes", "local_rank",
-))  # fmt: skip
-"""Flags that a resumed run need not share with the one it continues to end where that would have ended: paths (what
-is found there is compared by content), and what is said and kept along the way."""
 
 
 def seed_everything(seed: int) -> None:
@@ -52,17 +45,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def find_start(args: argparse.Namespace, store: CheckpointStore) -> Path | None:
+def find_start(run: RunSettings, store: CheckpointStore) -> Path | None:
     """The checkpoint this run goes on from, or None to begin.
 
     Raises:
         ConfigError: there is one, and the flags would overwrite it.
     """
     exists = store.recover()
-    if args.resume is not None:
-        _refuse_to_fall_back(args, store, exists)
-        return Path(args.resume)
-    if exists and not args.auto_resume:
+    if run.resume is not None:
+        if exists and store.rolling.resolve() != Path(run.resume).resolve():
+            # A killed run is started again by its own command, --resume included; its newer state must not be lost.
+            newer, older = read_run_card(store.rolling)["step"], read_run_card(run.resume)["step"]
+            if newer > older:
+                raise ConfigError(
+                    f"--resume {run.resume} is at step {older}, but {store.rolling} is at step {newer} and would be "
+                    "overwritten; leave --resume out to go on from there, or choose another --exp_name"
+                )
+        return Path(run.resume)
+    if exists and not run.auto_resume:
         raise ConfigError(
             f"{store.rolling} exists and --no-auto_resume would overwrite it; continue it with --auto_resume, choose "
             "another --exp_name, or move it away"
@@ -70,25 +70,14 @@ def find_start(args: argparse.Namespace, store: CheckpointStore) -> Path | None:
     return store.rolling if exists else None
 
 
-def _refuse_to_fall_back(args: argparse.Namespace, store: CheckpointStore, exists: bool) -> None:
-    """A killed run is started again by its own command, ``--resume`` included; its newer state must not be lost."""
-    if not exists or store.rolling.resolve() == Path(args.resume).resolve():
-        return
-    newer, older = read_run_card(store.rolling)["step"], read_run_card(args.resume)["step"]
-    if newer > older:
-        raise ConfigError(
-            f"--resume {args.resume} is at step {older}, but {store.rolling} is at step {newer} and would be "
-            "overwritten; leave --resume out to go on from there, or choose another --exp_name"
-        )
-
-
-def changed_flags(args: argparse.Namespace, card: dict[str, Any]) -> list[str]:
-    """Lines such as ``lr: 0.0003 -> 0.001`` for flags that differ from those the checkpoint was trained with."""
+def changed_flags(settings: Any, card: dict[str, Any]) -> list[str]:
+    """Lines such as ``--lr: 0.0003 -> 0.001`` for flags that change the course of a run and differ from those that the
+    checkpoint of this run card was trained with."""
     stored = card.get("args", {})
     return [
         f"--{name}: {stored[name]} -> {value}"
-        for name, value in vars(args).items()
-        if name not in KEEPS_THE_COURSE and name in stored and stored[name] != value
+        for name, about, value in each_flag(settings)
+        if about.course and name in stored and stored[name] != value
     ]
 
 
@@ -116,27 +105,27 @@ def _announce(world: World, *lines: str) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def prepare_model(args: argparse.Namespace, world: World, resuming: bool) -> Parts:
+def prepare_model(settings: TrainingSettings, world: World, resuming: bool) -> Parts:
     """The model with its adapters, and with the weights of ``--init_from`` on a first launch."""
-    dtype = DTYPES[args.precision]
-    attention = choose_attention(args.attn_implementation, dtype, world.device)
-    parts = build_parts(args, dtype, attention, digest=world.is_main)
+    compute, run = settings.compute, settings.run
+    attention = choose_attention(compute.attn_implementation, compute.dtype, world.device)
+    parts = build_parts(settings.model, settings.trainable, run.seed, compute.dtype, attention, digest=world.is_main)
     base = gather_objects(parts.provenance.base)[0]  # one process reads all bytes of the base to say which it is
-    parts.provenance = dataclasses.replace(parts.provenance, base=base)
+    parts.provenance = dataclasses.replace(parts.provenance, base=base, precision=compute.precision)
     _announce(world, parts.describe())
-    if args.init_from is not None and not resuming:
-        _announce(world, str(initialise_from(parts.model, args.init_from, parts.provenance)))
+    if run.init_from is not None and not resuming:
+        _announce(world, str(initialise_from(parts.model, run.init_from, parts.provenance)))
     attach_provenance(parts.model, parts.provenance)
-    if args.gradient_checkpointing:
+    if compute.gradient_checkpointing:
         parts.model.set_gradient_checkpointing(True)
     return parts
 
 
-def train(args: argparse.Namespace) -> int:
+def train(settings: TrainingSettings) -> int:
     """Run ``train_ds.py``.
 
     Args:
-        args: from :func:`training.settings.parse_arguments`.
+        settings: from :func:`training.settings.parse_arguments`.
 
     Returns:
         Optimizer steps taken since the run's beginning.
@@ -144,43 +133,43 @@ def train(args: argparse.Namespace) -> int:
     Raises:
         MoraError: a flag, file or checkpoint cannot be used, or the loss diverged; the message names it.
     """
-    world = start_world({"auto": None, "cuda": True, "cpu": False}[args.device])
+    world = start_world({"auto": None, "cuda": True, "cpu": False}[settings.compute.device])
     if world.device.type == "cpu":
         _announce(world, f"no GPU is used: training on the CPU with {torch.get_num_threads()} thread(s) per process")
-    folder = Path(args.log_base_dir) / args.exp_name
-    with hold_run_folder(folder, world):
-        return _train(args, world, CheckpointStore(folder, world))
+    with hold_run_folder(settings.run.folder, world):
+        return _train(settings, world, CheckpointStore(settings.run.folder, world))
 
 
-def _train(args: argparse.Namespace, world: World, store: CheckpointStore) -> int:
+def _train(settings: TrainingSettings, world: World, store: CheckpointStore) -> int:
     """:func:`train`, in a folder that no other run writes into."""
-    seed_everything(args.seed)
-    start = find_start(args, store)
+    seed = settings.run.seed
+    seed_everything(seed)
+    start = find_start(settings.run, store)
     card = store.verify(start) if start else {"step": 0}  # fails before anything large is loaded
     first_step = card["step"]
     _announce(world, *store.begin(card if start else None))
     if world.is_main and (moved := set_aside_logs(store.folder, store.run_id)):
         _announce(world, moved)
-    parts = prepare_model(args, world, resuming=start is not None)
+    parts = prepare_model(settings, world, resuming=start is not None)
     if start is not None:
         require_same_network(card, parts, start)
     store.write_model_files = parts.write
     if not world.is_main:
         logging.getLogger("datasets").setLevel(logging.ERROR)  # every process finds the same mistakes; one names them
-    dataset = build_dataset(args, parts)
+    dataset = build_dataset(settings.data, seed, parts)
     _announce(world, describe_dataset(dataset))
-    engine = start_engine(parts.model, args, world)
-    seed_everything(args.seed + 1 + world.rank)  # dropout differs between processes
+    engine = start_engine(parts.model, settings.optimizer, settings.compute, world)
+    seed_everything(seed + 1 + world.rank)  # dropout differs between processes
     if start is not None:
         store.load(engine, start)
         _announce(world, f"{start}: going on after step {first_step}")
-        for line in changed_flags(args, card):
+        for line in changed_flags(settings, card):
             _announce(world, f"  WARNING, another flag than before: {line}")
     trainer = Trainer(
-        engine, dataset, collate, args, world, store,
-        card={"args": vars(args), "base": str(args.version), "trained": parts.trained, "versions": versions(),
-              "provenance": parts.provenance.as_dict()},
-        forward_options={"loss_weights": loss_weights(args)},
+        engine, dataset, collate, settings, world, store,
+        card={"args": values_of(settings), "base": settings.model.version, "trained": parts.trained,
+              "versions": versions(), "provenance": parts.provenance.as_dict()},
+        forward_options={"loss_weights": settings.optimizer.loss_weights},
         name_samples=lambda batch: [video.video_id for video in batch.videos],
         draw=SamplePicture(parts.tokenizer),
     )  # fmt: skip

@@ -296,3 +296,12 @@ def read_json(path: str | Path, repeated: list[str] | None = None, fallback: str
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is no number of JSON")
+
+
+def size_and_time(path: Path) -> list[int | None]:
+    """Size and time of change of a file, which tell cheaply that it was written again; None twice if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [None, None]
+    return [found.st_size, found.st_mtime_ns]

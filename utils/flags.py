@@ -98,19 +98,20 @@ def groups_of(settings: Any) -> Iterator[tuple[str, Any]]:
     return ((field.name, getattr(settings, field.name)) for field in dataclasses.fields(settings) if field.init)
 
 
+def each_flag(settings: Any) -> Iterator[tuple[str, Flag, Any]]:
+    """(name, flag, value) of everything in a program's settings, whatever its group."""
+    for _, group in groups_of(settings):
+        yield from ((name, about, getattr(group, name)) for name, about in flags_of(group))
+
+
 def values_of(settings: Any) -> dict[str, Any]:
-    """Every flag's value, by name, whatever its group: what a run notes about itself."""
-    return {name: getattr(group, name) for _, group in groups_of(settings) for name, _ in flags_of(group)}
+    """Every flag's value by name: what a run notes about itself."""
+    return {name: value for name, _, value in each_flag(settings)}
 
 
 def inputs_of(settings: Any) -> dict[str, str | None]:
     """Flag -> value of every path that a program reads."""
-    return {
-        about.spelling(name): getattr(group, name)
-        for _, group in groups_of(settings)
-        for name, about in flags_of(group)
-        if about.path and not about.written
-    }
+    return {about.spelling(n): value for n, about, value in each_flag(settings) if about.path and not about.written}
 
 
 def _add_group(parser: argparse.ArgumentParser, group: type) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from datasets.corpora.names import folder_fault, shown, text_fault, without_bad_ids
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
-from utils.files import not_a_file, read_json
+from utils.files import not_a_file, read_json, size_and_time
 from utils.masks import IdMaskCache, check_mask_header
 from utils.pictures import MisfitError
 from utils.terminal import one_line
@@ -70,25 +70,15 @@ class Reader(Sequence):
     def __iter__(self) -> Iterator[VideoRecord]:
         return iter(self._records)
 
-    @property
-    def num_queries(self) -> int:
-        """Expressions or questions over all records."""
-        return sum(len(record.questions) for record in self._records)
-
-    def check(self, deep: bool = True) -> None:
+    def check(self) -> None:
         """Look for the mistakes that are too slow to look for when the corpus is opened.
 
         Those made in the annotation file were found then; this reads every frame's header and every mask: unreadable
         files, sizes that differ, object ids absent from every mask of their clip.
 
-        Args:
-            deep: False returns at once.
-
         Raises:
             DataError: as for the constructor; with ``on_problem="skip"`` the entries concerned are dropped instead.
         """
-        if not deep:
-            return
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             checked = list(pool.map(_check_record, self._records))
         problems = Problems()
@@ -156,23 +146,38 @@ class IdMasks:
         self._all_read = False
 
     def __call__(self, query: Question, frame_index: int) -> np.ndarray:
+        ids = self.ids(frame_index)
+        self.require_present(query)
+        return np.isin(ids, query.object_ids) if len(query.object_ids) != 1 else ids == query.object_ids[0]
+
+    def ids(self, frame_index: int) -> np.ndarray:
+        """uint8 [H, W], read-only: the object at every pixel of a frame, 0 for none.
+
+        Raises:
+            DataError: the file cannot be read, or its size is not the frame's.
+        """
         mask_path, frame_path = self.mask_paths[frame_index], self.frame_paths[frame_index]
         size = frame_size(frame_path)
         if mask_path is None:
-            mask = np.zeros(size, dtype=bool)
-        else:
-            ids = self._cache.read(mask_path)
-            if ids.shape != size:
-                raise DataError(
-                    f"{mask_path}: this mask is {ids.shape[0]} x {ids.shape[1]} (height x width), its frame "
-                    f"{frame_path} is {size[0]} x {size[1]}; they must agree: write one of them again"
-                )
-            mask = np.isin(ids, query.object_ids) if len(query.object_ids) != 1 else ids == query.object_ids[0]
-        self._require_present(query)
-        return mask
+            return np.zeros(size, dtype=np.uint8)
+        ids = self._cache.read(mask_path)
+        if ids.shape != size:
+            raise DataError(
+                f"{mask_path}: this mask is {ids.shape[0]} x {ids.shape[1]} (height x width), its frame "
+                f"{frame_path} is {size[0]} x {size[1]}; they must agree: write one of them again"
+            )
+        return ids
 
-    def _require_present(self, query: Question) -> None:
-        """Each of the query's ids must be somewhere in the clip; looked for once per id, until found."""
+    def state(self) -> list:
+        """Name, size and time of change of every mask file, JSON-able: what is read depends on nothing else."""
+        return [None if path is None else [path.name, *size_and_time(path)] for path in self.mask_paths]
+
+    def require_present(self, query: Question) -> None:
+        """See that each of the question's ids is somewhere in the clip; looked for once per id, until found.
+
+        Raises:
+            DataError: one is not.
+        """
         missing = set(query.object_ids) - self._present
         if missing and not self._all_read:
             for path in filter(None, self.mask_paths):

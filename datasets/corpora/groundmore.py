@@ -105,12 +105,8 @@ class GroundMoRe(Reader):
         meta_file: ``trainval_v2.json`` or ``groundmore_test.json``.
         video_root: the folder of clips, ``groundmore_videos``.
         on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Reader`.
-        strict_missing: count an in-window frame without a mask file as a mistake (else its mask is empty).
         empty_windows: "error": a window that is empty or outside the clip is a mistake. "keep": such a question stays,
             with the window (0, -1), in which no frame lies; for protocols that count it.
-
-    Attributes:
-        missing_masks: per video, the indices of the frames without a mask file.
 
     Raises:
         DataError: the annotation file is missing or malformed, or (with "raise") there is any mistake; all are listed.
@@ -123,7 +119,6 @@ class GroundMoRe(Reader):
         meta_file: str | Path,
         video_root: str | Path,
         on_problem: str = "raise",
-        strict_missing: bool = False,
         empty_windows: str = "error",
     ):
         if empty_windows not in ("error", "keep"):
@@ -133,7 +128,6 @@ class GroundMoRe(Reader):
         videos = read_videos(meta_file, problems)
         if not os.path.isdir(video_root):
             raise DataError(f"{video_root}: no such folder; it should hold a folder for each video of {meta_file}")
-        self.missing_masks: dict[str, tuple[int, ...]] = {}
         for video_id, video in videos.items():
             where, before = f"video {video_id}", len(problems)
             clip = open_clip(video_root / video_id, video_id, problems)
@@ -141,11 +135,10 @@ class GroundMoRe(Reader):
             if clip.beyond:
                 logger.warning("%s: %s: %s", where, video_root / video_id / "masks", clip.beyond)
             sound = len(problems) == before
-            read = read_questions(video_id, video, clip, problems, strict_missing, empty_windows == "keep")
+            read = read_questions(video_id, video, clip, problems, empty_windows == "keep")
             questions = tuple(q for q in read if None not in (q.answer, q.q_type, q.window))
             if not sound or not questions:
                 continue
-            self.missing_masks[video_id] = tuple(i for i, path in enumerate(clip.mask_paths) if path is None)
             masks = IdMasks(video_id, clip.frame_paths, clip.mask_paths, cache)
             records.append(VideoRecord(self.name, video_id, clip.frame_paths, questions, masks))
         super().__init__(meta_file, records, problems, on_problem)
@@ -171,10 +164,6 @@ class Clip:
     frame_paths: tuple[Path, ...]
     mask_paths: tuple[Path | None, ...]
     beyond: str | None = None
-
-    def frames_without_mask(self, window: tuple[int, int]) -> list[int]:
-        """The frames of a window that have no mask file."""
-        return [k for k in range(window[0], window[1] + 1) if self.mask_paths[k] is None]
 
 
 def open_clip(folder: Path, video_id: str, problems: Problems) -> Clip:
@@ -232,7 +221,6 @@ def read_questions(
     video: Any,
     clip: Clip,
     problems: Problems,
-    strict_missing: bool = False,
     keep_empty_windows: bool = False,
 ) -> Iterator[Question]:
     """The questions of one video that have a text and objects; mistakes are noted, and what they concern is None."""
@@ -249,12 +237,6 @@ def read_questions(
             problems.add(place, message, kind="entry-malformed")
             continue
         question = _read_question(query_id, entry, clip, keep_empty_windows, place, problems)
-        if strict_missing and question.window is not None and clip.mask_paths:
-            missing = clip.frames_without_mask(question.window)
-            if missing:
-                told = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
-                problems.add(place, f"no mask file for these frames of the action's window: {told}")
-                continue
         if question.text is not None and question.object_ids:
             yield question
 

@@ -14,6 +14,8 @@ Version 2 has expressions without any target (empty lists): their masks are empt
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,10 @@ class RleMasks:
         frame_path = self.frame_paths[frame_index]
         size = frame_size(frame_path)
         return union((self._decode(number, frame_index, size) for number in query.object_ids), size)
+
+    def state(self) -> str:
+        """Digest of the masks: what is read depends on nothing else."""
+        return hashlib.sha256(json.dumps(self.tubes, sort_keys=True, default=str).encode()).hexdigest()
 
     def _decode(self, number: int, frame_index: int, size: tuple[int, int]) -> np.ndarray:
         rle = self.tubes[number][frame_index]

@@ -109,7 +109,7 @@ class DriftProbe:
             ids: integers [H, W], the object of each pixel, 0: none; None if there is no usable mask.
         """
         self._time += 1
-        image, mask = _reduce(frame, ids, self._image)
+        image, mask = _reduce(frame, ids)
         unlike = image is None or self._image is None or image.shape != self._image.shape
         self._changes.append(None if unlike else _over_mean(np.abs(image - self._image).sum(axis=2)))
         self._gradients.append(None if image is None else _over_mean(_gradient(image)))
@@ -156,9 +156,7 @@ def outline(ids: np.ndarray) -> np.ndarray:
     return border
 
 
-def _reduce(
-    frame: np.ndarray | None, ids: np.ndarray | None, like: np.ndarray | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _reduce(frame: np.ndarray | None, ids: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Frame as float32 and mask as uint16, reduced to SIDE; a mask of another size than its frame is dropped."""
     if frame is None:
         return None, None

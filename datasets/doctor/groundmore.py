@@ -146,8 +146,9 @@ def _note_window(question: Question, clip: Clip, notes: Notes) -> None:
             f"{len(clip.frame_paths) - 1}; it is cut to frames {window[0]} to {window[1]}"
         )
         notes.find("window-clipped", message, query=question.query_id)
-    missing = clip.frames_without_mask(window) if any(clip.mask_paths) else []
-    length = window[1] - window[0] + 1
+    inside = range(window[0], window[1] + 1)
+    missing = [frame for frame in inside if clip.mask_paths[frame] is None] if any(clip.mask_paths) else []
+    length = len(inside)
     if len(missing) == length:
         message = f"no mask file on any frame of the action ({missing[0]} to {missing[-1]}): the target is empty"
         notes.find("window-without-mask", message, query=question.query_id, count=length)

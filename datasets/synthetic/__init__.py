@@ -1,20 +1,17 @@
 """A procedural world of moving objects: exact masks, exact action windows, and questions only motion can answer."""
 
-from datasets.synthetic.scene import Event, MotionVideo, WorldExpression, WorldObject, WorldQuestion
-from datasets.synthetic.settings import COLOURS, SHAPES, WorldSettings, sampled_frame_indices
-from datasets.synthetic.world import SPLITS, make_still_video, make_video
+from datasets.synthetic.corpora import CorpusPlan, write_corpora
+from datasets.synthetic.render import Renderer
+from datasets.synthetic.settings import COLOURS, SHAPES, WorldSettings
+from datasets.synthetic.world import make_still_video, make_video
 
 __all__ = [
     "COLOURS",
     "SHAPES",
-    "SPLITS",
-    "Event",
-    "MotionVideo",
-    "WorldExpression",
-    "WorldObject",
-    "WorldQuestion",
+    "CorpusPlan",
+    "Renderer",
     "WorldSettings",
     "make_still_video",
     "make_video",
-    "sampled_frame_indices",
+    "write_corpora",
 ]

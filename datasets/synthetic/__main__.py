@@ -11,8 +11,7 @@ import argparse
 import os
 import sys
 
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.layouts import LAYOUTS
+from datasets.synthetic.corpora import LAYOUTS, CorpusPlan, write_corpora
 from datasets.synthetic.settings import WorldSettings
 from utils.errors import ConfigError, MoraError
 from utils.paths import user_path
@@ -98,7 +97,8 @@ def plans_from(arguments: argparse.Namespace) -> list[CorpusPlan]:
     jitter = arguments.length_jitter
     if jitter is None:
         jitter = 1 if arguments.num_frames >= 30 else 0
-    settings = getattr(WorldSettings, arguments.level)(
+    make = WorldSettings.hard if arguments.level == "hard" else WorldSettings
+    settings = make(
         height=arguments.height,
         width=arguments.width,
         num_frames=arguments.num_frames,

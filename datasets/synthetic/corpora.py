@@ -17,11 +17,17 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from datasets.synthetic.layouts import GROUNDMORE_FPS, LAYOUTS, MOST_VIDEOS, Layout
+from datasets.corpora import CORPORA, load
+from datasets.corpora.groundmore import FRAMES_PER_SECOND
+from datasets.synthetic.layouts import MOST_VIDEOS, Layout
 from datasets.synthetic.settings import WorldSettings
 from datasets.synthetic.world import make_video
 from utils.errors import ConfigError, MoraError
 from utils.files import read_json, write_json
+
+_LAYOUTS: list[type[Layout]] = [load(row.layout) for row in CORPORA.values() if row.layout is not None]
+LAYOUTS = {layout.name: layout for layout in sorted(_LAYOUTS, key=lambda layout: layout.first_index)}
+"""By the name of the corpus."""
 
 WORLD_VERSION = 1
 """Counts changes of the world that change what a seed gives."""
@@ -102,8 +108,9 @@ def _check(plan: CorpusPlan) -> None:
         raise ConfigError(f"{plan.name}: {plan.num_videos} videos asked for; a corpus has at most {MOST_VIDEOS:,}")
     if plan.seed < 0:
         raise ConfigError(f"seed {plan.seed}: must not be negative")
-    if plan.name == "groundmore" and plan.settings.fps != GROUNDMORE_FPS:
-        raise ConfigError(f"fps {plan.settings.fps}: GroundMoRe counts at {GROUNDMORE_FPS} frames per second; use that")
+    if plan.name == "groundmore" and plan.settings.fps != FRAMES_PER_SECOND:
+        message = f"fps {plan.settings.fps}: GroundMoRe counts at {FRAMES_PER_SECOND} frames per second; use that"
+        raise ConfigError(message)
 
 
 def _stamp_key(plan: CorpusPlan) -> str:
@@ -152,7 +159,7 @@ def _refuse_strangers(root: Path, layout: Layout) -> None:
     """Refuse a folder whose corpus no stamp explains: it is somebody's."""
     strangers = layout.owned()
     if layout.name != "groundmore":  # whose splits share a folder of videos
-        strangers += [path for folder in layout.image_folders for path in folder.glob("[!.]*")]
+        strangers += [path for folder in layout.writer.image_folders for path in folder.glob("[!.]*")]
     if strangers:
         raise ConfigError(
             f"{root}: {strangers[0]} is there already, but {STAMP} does not say that this program wrote it; it is "
@@ -183,7 +190,7 @@ def _part_file(root: Path, plan: CorpusPlan, first: int) -> Path:
 def _write_corpus(root: Path, plan: CorpusPlan, layout: Layout, workers: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
     _put_stamp(root, plan, complete=False)
-    for folder in layout.image_folders:
+    for folder in layout.writer.image_folders:
         folder.mkdir(parents=True, exist_ok=True)
     for path in layout.leftovers():
         shutil.rmtree(path)
@@ -196,7 +203,7 @@ def _write_corpus(root: Path, plan: CorpusPlan, layout: Layout, workers: int) ->
         for written in _write_chunks(tasks, min(workers, len(tasks))):
             bar.update(written)
     parts = [part for first in chunks for part in read_json(_part_file(root, plan, first))]
-    layout.write_annotations(parts)
+    layout.writer.write_annotations(parts)
     _put_stamp(root, plan, complete=True)
     shutil.rmtree(_parts_folder(root, plan))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -27,36 +28,7 @@ class Renderer:
     def __init__(self, video: MotionVideo):
         self.video = video
         settings = video.settings
-        self.height, self.width = settings.height, settings.width
-        self.scale = settings.scale
-        self._pixels_ready = False
-
-    def render(self, frame_indices) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [n, H, W, 3] frames and uint8 [n, H, W] id maps; see MotionVideo.render."""
-        if not self._pixels_ready:
-            self._prepare_pixels()
-        indices = [int(index) for index in frame_indices]
-        frames = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
-        id_maps = np.zeros((len(indices), self.height, self.width), dtype=np.uint8)
-        for position, index in enumerate(indices):
-            canvas = self._background(index)
-            self._draw_objects(index, id_maps[position], canvas)
-            rng = np.random.default_rng([*self.video.key, _NOISE_STREAM, index])
-            canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(_SENSOR_NOISE)
-            frames[position] = np.clip(canvas, 0, 255, out=canvas)
-        return frames, id_maps
-
-    def render_ids(self, frame_indices) -> np.ndarray:
-        """uint8 [n, H, W] id maps alone."""
-        indices = [int(index) for index in frame_indices]
-        id_maps = np.zeros((len(indices), self.height, self.width), dtype=np.uint8)
-        for position, index in enumerate(indices):
-            self._draw_objects(index, id_maps[position], None)
-        return id_maps
-
-    def _prepare_pixels(self) -> None:
-        """Draw once what every frame shares: background, object textures, screen."""
-        video, settings = self.video, self.video.settings
+        self.height, self.width, self.scale = settings.height, settings.width, settings.scale
         rng = np.random.default_rng([*video.key, _LOOKS_STREAM])
         drifts = rng.random() < settings.drift_rate
         angle = rng.uniform(0, 2 * math.pi)
@@ -67,7 +39,26 @@ class Renderer:
         self._wide_background = self._make_background(rng, self.height + 2 * reach, self.width + 2 * reach)
         self._textures = [self._make_texture(rng, index) for index in range(len(video.objects))]
         self._screen_texture = self._grain(rng, self.height, self.width, _GRAIN) + np.array(_SCREEN_COLOUR, np.float32)
-        self._pixels_ready = True
+
+    def render(self, frame_indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Draw some frames.
+
+        Args:
+            frame_indices: n integers in 0..T-1.
+
+        Returns:
+            uint8 [n, H, W, 3] RGB frames and uint8 [n, H, W] id maps (0 background, 1..K objects, after occlusion).
+        """
+        indices = [int(index) for index in frame_indices]
+        frames = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
+        id_maps = np.zeros((len(indices), self.height, self.width), dtype=np.uint8)
+        for position, index in enumerate(indices):
+            canvas = self._background(index)
+            self._draw_objects(index, id_maps[position], canvas)
+            rng = np.random.default_rng([*self.video.key, _NOISE_STREAM, index])
+            canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(_SENSOR_NOISE)
+            frames[position] = np.clip(canvas, 0, 255, out=canvas)
+        return frames, id_maps
 
     def _grain(self, rng: np.random.Generator, height: int, width: int, sigma: float) -> np.ndarray:
         """float32 [height, width, 1] noise whose grain is one world unit or one pixel, whichever is larger."""
@@ -121,8 +112,8 @@ class Renderer:
         x, y = reach + int(shift[0]), reach + int(shift[1])
         return self._wide_background[y : y + self.height, x : x + self.width].copy()
 
-    def _draw_objects(self, index: int, id_map: np.ndarray, canvas: np.ndarray | None) -> None:
-        """Draw the objects in id order, then the screen, into ``id_map`` and (unless None) ``canvas``."""
+    def _draw_objects(self, index: int, id_map: np.ndarray, canvas: np.ndarray) -> None:
+        """Draw the objects in id order, then the screen, into ``id_map`` and ``canvas``."""
         video = self.video
         for number, target in enumerate(video.objects):
             centre = video.centres[number, index] * self.scale
@@ -134,18 +125,16 @@ class Renderer:
                 continue
             alpha = draw_alpha(target.shape, centre - (x0, y0), radius, (y1 - y0, x1 - x0))
             id_map[y0:y1, x0:x1][alpha > 127] = target.object_id
-            if canvas is not None:
-                texture = self._textures[number]
-                middle = texture.shape[0] // 2
-                left, top = middle - int(centre[0]) + x0, middle - int(centre[1]) + y0
-                paint = texture[top : top + y1 - y0, left : left + x1 - x0]
-                region = canvas[y0:y1, x0:x1]
-                region += (paint - region) * (alpha.astype(np.float32) / 255.0)[..., None]
+            texture = self._textures[number]
+            middle = texture.shape[0] // 2
+            left, top = middle - int(centre[0]) + x0, middle - int(centre[1]) + y0
+            paint = texture[top : top + y1 - y0, left : left + x1 - x0]
+            region = canvas[y0:y1, x0:x1]
+            region += (paint - region) * (alpha.astype(np.float32) / 255.0)[..., None]
         if video.screen is not None:
             x0, y0, x1, y1 = (int(round(edge * self.scale)) for edge in video.screen)
             x0, y0, x1, y1 = max(0, x0), max(0, y0), min(self.width, x1), min(self.height, y1)
             id_map[y0:y1, x0:x1] = 0
-            if canvas is not None:
-                canvas[y0:y1, x0:x1] = self._screen_texture[y0:y1, x0:x1]
-                border = max(1, round(self.scale / 2))
-                cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), (70.0, 60.0, 50.0), border)
+            canvas[y0:y1, x0:x1] = self._screen_texture[y0:y1, x0:x1]
+            border = max(1, round(self.scale / 2))
+            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), (70.0, 60.0, 50.0), border)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.synthetic.settings import WorldSettings
-
-if TYPE_CHECKING:
-    from datasets.synthetic.render import Renderer
 
 
 @dataclass(frozen=True)
@@ -70,11 +65,6 @@ class WorldQuestion:
     window: tuple[int, int]
     key: str
 
-    @property
-    def answer_id(self) -> int:
-        """The (first) answer object."""
-        return self.answer_ids[0]
-
 
 @dataclass(frozen=True)
 class WorldExpression:
@@ -93,7 +83,7 @@ class WorldExpression:
 
 @dataclass
 class MotionVideo:
-    """A simulated clip; pixels are drawn when asked for.
+    """A simulated clip; :class:`datasets.synthetic.render.Renderer` draws it.
 
     Attributes:
         settings: of the world it was made in.
@@ -118,37 +108,6 @@ class MotionVideo:
     expressions: list[WorldExpression] = field(default_factory=list)
     scattered: bool = False
 
-    @cached_property
-    def _renderer(self) -> Renderer:
-        from datasets.synthetic.render import Renderer
-
-        return Renderer(self)
-
     def name_of(self, object_id: int) -> str:
         """Name of an object without article."""
         return self.objects[object_id - 1].name
-
-    def render(self, frame_indices) -> tuple[np.ndarray, np.ndarray]:
-        """Draw some frames.
-
-        Args:
-            frame_indices: n integers in 0..T-1.
-
-        Returns:
-            uint8 [n, H, W, 3] RGB frames and uint8 [n, H, W] id maps (0 background, 1..K objects, after occlusion).
-        """
-        return self._renderer.render(frame_indices)
-
-    def render_ids(self, frame_indices) -> np.ndarray:
-        """The id maps of ``render`` alone, uint8 [n, H, W], without the cost of the pixels."""
-        return self._renderer.render_ids(frame_indices)
-
-    @cached_property
-    def frames(self) -> np.ndarray:
-        """uint8 [T, H, W, 3]: every frame."""
-        return self.render(range(self.num_frames))[0]
-
-    @cached_property
-    def id_map(self) -> np.ndarray:
-        """uint8 [T, H, W]: the id map of every frame."""
-        return self.render_ids(range(self.num_frames))

@@ -120,11 +120,6 @@ class WorldSettings:
             raise ConfigError(f"max_objects {self.max_objects}: only {names} objects can be told apart by name")
 
     @classmethod
-    def easy(cls, **overrides) -> WorldSettings:
-        """Four or five objects of different colours."""
-        return cls(**overrides)
-
-    @classmethod
     def hard(cls, **overrides) -> WorldSettings:
         """Five to seven objects in three colours and three shapes, overlaps, more clutter, up to two pair scripts."""
         values = dict(

@@ -8,9 +8,8 @@ from itertools import product
 import numpy as np
 
 from datasets.synthetic.events import EDGE, PAIRS, SINGLES, Actor, Script, Stage, still
-from datasets.synthetic.facts import EventLog
 from datasets.synthetic.placement import Placement
-from datasets.synthetic.questions import ask, describe
+from datasets.synthetic.questions import EventLog, ask, describe
 from datasets.synthetic.scene import Event, MotionVideo, WorldExpression, WorldObject
 from datasets.synthetic.settings import COLOURS, SHAPES, WorldSettings
 from datasets.synthetic.shapes import outer_radius

@@ -22,22 +22,24 @@ NO_TOKEN = "the answer has no [SEG]; its masks are empty"
 
 @dataclass
 class Prediction:
-    """What a model says about one question on T frames.
+    """What a model says about one question on T frames: masks, points, or text alone.
 
     Attributes:
         masks: bool [T, H, W]; empty where ``has_seg`` is False.
         has_seg: bool [T]; whether the answer for the frame had a [SEG].
+        points: per frame float [n, 2], (x, y) in pixels, or None.
         loc_probs: float [T] in [0, 1], or None without a [LOC] head.
         answers: generated text of every language model row.
         forced_seg, forced_loc: whether the token had to be appended to an answer.
     """
 
-    masks: np.ndarray
-    has_seg: np.ndarray
+    masks: np.ndarray | None = None
+    has_seg: np.ndarray | None = None
     loc_probs: np.ndarray | None = None
     answers: list[str] = field(default_factory=list)
     forced_seg: bool = False
     forced_loc: bool = False
+    points: Sequence[np.ndarray | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,17 +134,22 @@ class VideoJob:
         }
         if isinstance(outcome, Failure):
             return Record(**common, status="failed", reason=outcome.reason)
-        masks = [encode_rle(m) if seg else None for m, seg in zip(outcome.masks, outcome.has_seg)]
         probs = outcome.loc_probs
         if probs is not None and not np.all((np.asarray(probs) >= 0) & (np.asarray(probs) <= 1)):
             raise NumericalError("not finite, or no probability from 0 to 1: [LOC] probabilities")
+        if outcome.masks is not None:
+            common["size"] = list(outcome.masks.shape[1:])
+            common["masks"] = [encode_rle(m) if seg else None for m, seg in zip(outcome.masks, outcome.has_seg)]
+            common["reason"] = None if np.any(outcome.has_seg) else NO_TOKEN
+        elif outcome.points is not None:
+            common["kind"] = "points"
+            common["points"] = [None if p is None else np.asarray(p, float).tolist() for p in outcome.points]
+        else:
+            common["kind"] = "text"
         return Record(
             **common,
             status="ok",
-            reason=None if np.any(outcome.has_seg) else NO_TOKEN,
             frame_indices=self.frame_indices.tolist(),
-            size=list(outcome.masks.shape[1:]),
-            masks=masks,
             loc_probs=None if probs is None else [float(p) for p in probs],
             answers=list(outcome.answers),
             forced_seg=bool(outcome.forced_seg),

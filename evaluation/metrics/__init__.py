@@ -35,6 +35,7 @@ __all__ = [
     "boundary_radius",
     "contour_accuracy",
     "region_similarity",
+    "run_lengths",
     "score_clip",
     "score_clip_rle",
     "temporal_iou",
@@ -99,6 +100,22 @@ def score_clip_rle(
     disk = layout.bars(boundary_radius(height, width))
     counts = kernels.count_runs(runs, starts, used, height, width, disk, True)
     return _j(counts), _f(counts)
+
+
+def run_lengths(masks: Sequence[Mapping[str, Any] | None]) -> list[np.ndarray]:
+    """Run lengths of predicted masks, checked; what :func:`score_clip_rle` reads of them, as a list of ``counts``.
+
+    Args:
+        masks: as for :func:`score_clip_rle`.
+
+    Returns:
+        Per mask int64 [n], column by column, background first; n is 0 for None.
+
+    Raises:
+        ValueError: as in :func:`score_clip_rle`.
+    """
+    _, runs, starts, used = read_runs([None] * len(masks), masks, _chosen_kernels().parse_strings)
+    return [runs[start : start + number] for start, number in zip(starts[1], used[1])]
 
 
 def temporal_iou(pred_frames: np.ndarray, gt_frames: np.ndarray) -> float:

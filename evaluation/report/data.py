@@ -14,7 +14,7 @@ from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record
 from evaluation.report.failures import Verdict, judge, names
 from evaluation.report.media import SMALL_SIDE, frame_share, outline, outline_grid, thumbnail
-from evaluation.scoring.truth import Truth, read_truth
+from evaluation.scoring.truth import ClipTruth, Truth
 from utils.errors import DataError
 from utils.masks import decode_rle
 
@@ -150,9 +150,9 @@ def _video(
         query = questions[score["query_id"]]
         truth = _truth(video, query, indices, protocol)
         if truth is not None:
-            size = truth.objects.shape[1:]
+            size = truth.size
             if query.object_ids not in outlines:
-                outlines[query.object_ids] = [outline(mask) for mask in truth.objects]
+                outlines[query.object_ids] = [outline(mask) for mask in truth.masks()]
         record = read_record(output_dir, *_key(score)) if score["status"] == "ok" else None
         if record is not None:
             size = tuple(record.size)
@@ -176,7 +176,7 @@ def _video(
 def _truth(video: VideoRecord, query: Question, indices: np.ndarray, protocol: Protocol) -> Truth | None:
     """Ground truth, or None where it cannot be read: the score says so, and the page shows the frames alone."""
     try:
-        return read_truth(video, query, indices, protocol)
+        return ClipTruth(video, indices, protocol)(query)
     except DataError:
         return None
 

@@ -27,8 +27,8 @@ from evaluation.protocol import Protocol
 from evaluation.report.data import gallery_data
 from evaluation.report.failures import breakdown
 from evaluation.report.template import render, sources
-from evaluation.report.text import baseline, count_sentences
-from evaluation.scoring.summary import SUMMARY_FORMAT
+from evaluation.report.text import count_sentences
+from evaluation.scoring.summary import SUMMARY_FORMAT, best_baseline
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.files import atomic_write
 from utils.paths import user_path
@@ -84,7 +84,7 @@ def write_report_page(
         summary=summary,
         lines=summary["rows"]["model"]["table"],
         tables=_tables(benchmark),
-        baseline=baseline(summary),
+        baseline=best_baseline(summary),
         sentences=count_sentences(summary),
         protocol=protocol,
         run=[("fingerprint", run.get("fingerprint")), *run.get("about", {}).items(), *settings.items(),

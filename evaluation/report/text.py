@@ -76,14 +76,6 @@ def format_report(summary: dict, protocol: Protocol) -> str:
     return "\n\n".join(parts)
 
 
-def baseline(summary: dict) -> tuple[str, float] | None:
-    """The best baseline, see :func:`evaluation.scoring.summary.best_baseline`; None where there is none."""
-    rows = benchmark_of(summary).rows.values()
-    return (
-        best_baseline(summary) if summary["counts"]["questions"] and any(row[0] == "baseline" for row in rows) else None
-    )
-
-
 def layout(header: list[str], rows: list[list[str]]) -> str:
     """Columns of equal width, the first to the left, the others to the right."""
     rows = [[one_line(cell) for cell in row] for row in rows]
@@ -133,7 +125,7 @@ def _reference_table(summary: dict, columns: Sequence[Measure]) -> str:
         plain = [mean_text(cells[column.key]) for column in others]
         rows.append([name, row["kind"], interval_text(cells[headline.key]), margin, *plain])
     text = layout(header, rows)
-    best = baseline(summary)
+    best = best_baseline(summary)
     if best is not None:
         cell = _margin(summary, best[0])
         text += f"\n{headline.label} is {cell['mean']:+.4f} against the best baseline ({best[0]})"

@@ -19,29 +19,20 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from datasets.sample import Question, VideoRecord
+from evaluation.benchmark import Benchmark, find_benchmark
 from evaluation.protocol import Protocol
-from evaluation.records import (
-    Record,
-    frames_digest,
-    read_record,
-    record_path,
-    scores_path,
-    what_changed,
-)
-from evaluation.records import (
-    fingerprint as digest_of,
-)
-from evaluation.scoring.measures import score_question
+from evaluation.records import Record, frames_digest, read_record, record_path, scores_path, what_changed
+from evaluation.records import fingerprint as digest_of
 from evaluation.scoring.pool import ScoringPool
-from evaluation.scoring.truth import read_id_maps, read_truth
 from evaluation.sources import sources_digest
 from utils.errors import DataError, NumericalError
-from utils.files import read_json, write_json
+from utils.files import read_json, size_and_time, write_json
 from utils.terminal import one_line
 from utils.video import frame_size
 
@@ -61,6 +52,7 @@ def score_corpus(
     workers: int = 0,
     progress: Callable[..., tqdm] = tqdm,
     pool: ScoringPool | None = None,
+    benchmark: Benchmark | None = None,
 ) -> list[dict]:
     """Score every question of every video; what was scored before is only read.
 
@@ -73,16 +65,20 @@ def score_corpus(
             depend on it.
         progress: makes the progress bar.
         pool: processes that run already, instead of ``workers`` new ones.
+        benchmark: says how; default GroundMoRe.
 
     Returns:
         One JSON-able dict per question, in the corpus's order; see :func:`score_video`.
     """
-    jobs = {video.video_id: VideoScores(video, output_dir, protocol, fingerprint) for video in videos}
+    benchmark = benchmark or find_benchmark()
+    jobs = {video.video_id: VideoScores(video, output_dir, protocol, fingerprint, benchmark) for video in videos}
     missing = [video for video in videos if not jobs[video.video_id].complete]
     if pool is None and workers > 0 and pixels_to_score(missing, protocol) >= POOL_PIXELS:
         with ScoringPool(workers) as own:
-            return score_corpus(videos, output_dir, protocol, fingerprint, workers, progress, own)
-    job = functools.partial(score_video, output_dir=output_dir, protocol=protocol, fingerprint=fingerprint)
+            return score_corpus(videos, output_dir, protocol, fingerprint, workers, progress, own, benchmark)
+    job = functools.partial(
+        score_video, output_dir=output_dir, protocol=protocol, fingerprint=fingerprint, benchmark=benchmark
+    )
     made: dict[str, list[dict]] = {}
     with progress(total=len(videos), initial=len(videos) - len(missing), unit="video", desc="score") as bar:
         waiting = {} if pool is None else {video.video_id: pool.submit(job, video) for video in missing}
@@ -113,25 +109,28 @@ def pixels_to_score(videos: Sequence[VideoRecord], protocol: Protocol) -> int:
     return height * width * sum(len(protocol.sample(len(video.frame_paths))) * len(video.questions) for video in videos)
 
 
-def score_video(video: VideoRecord, output_dir: str | Path, protocol: Protocol, fingerprint: str | None) -> list[dict]:
+def score_video(
+    video: VideoRecord, output_dir: str | Path, protocol: Protocol, fingerprint: str | None, benchmark: Benchmark
+) -> list[dict]:
     """Scores of every question of one video.
 
     Args:
         video: the ground truth; may hold only some of its questions.
-        output_dir, protocol, fingerprint: as for :func:`score_corpus`.
+        output_dir, protocol, fingerprint, benchmark: as for :func:`score_corpus`.
 
     Returns:
         Per question video_id, query_id, q_type, question, answer, status ("ok" or "failed"), reason, and what
-        :func:`evaluation.scoring.measures.score_question` gives. What was missing is written to ``scores/VIDEO.json``.
+        ``benchmark.score`` gives, every measure of every row filled in. What was missing is written to
+        ``scores/VIDEO.json``.
     """
-    return VideoScores(video, output_dir, protocol, fingerprint).make()
+    return VideoScores(video, output_dir, protocol, fingerprint, benchmark).make()
 
 
 class VideoScores:
     """The scores of one video's questions: those kept from before, and the making of the others.
 
     Args:
-        video, output_dir, protocol, fingerprint: as for :func:`score_video`.
+        video, output_dir, protocol, fingerprint, benchmark: as for :func:`score_video`.
 
     Attributes:
         keys: query id -> what its score depends on, as a digest.
@@ -139,15 +138,24 @@ class VideoScores:
         unexpected: ids of questions whose scoring raised something that no data should raise; tried again next time.
     """
 
-    def __init__(self, video: VideoRecord, output_dir: str | Path, protocol: Protocol, fingerprint: str | None):
-        self.video, self.protocol, self.fingerprint = video, protocol, fingerprint
+    def __init__(
+        self,
+        video: VideoRecord,
+        output_dir: str | Path,
+        protocol: Protocol,
+        fingerprint: str | None,
+        benchmark: Benchmark,
+    ):
+        self.video, self.protocol, self.fingerprint, self.benchmark = video, protocol, fingerprint, benchmark
         self.output_dir = Path(output_dir)
         self.listed = protocol.sample(len(video.frame_paths))
         self.indices = np.unique(self.listed)
         self.frames = frames_digest(video, self.indices)
-        # The reader of the masks comes with the video; this module does not import it.
-        code = [code_digest(), _sources_of(type(video.read_object_mask).__module__)]
-        shared = [code, protocol.as_dict(), fingerprint, self.frames, _truth_files(video, self.indices)]
+        # Scorer and readers come with benchmark and video; this module does not import them.
+        brought = (benchmark.score, benchmark.kind.truths, type(video.read_object_mask))
+        code = [code_digest(), *(_sources_of(each.__module__) for each in brought)]
+        shown = [[path.name, *size_and_time(path)] for path in (video.frame_paths[index] for index in self.indices)]
+        shared = [code, protocol.as_dict(), fingerprint, self.frames, benchmark.kind.state(video), shown]
         common = digest_of({"shared": shared})
         self.keys = {query.query_id: self._key(query, common) for query in video.questions}
         self.path = scores_path(output_dir, video.video_id)
@@ -171,11 +179,11 @@ class VideoScores:
     def make(self) -> list[dict]:
         """Score what is missing, keep it, and return all."""
         if not self.complete:
-            clip = _Clip(self.video, self.indices)
+            truths = self.benchmark.kind.truths(self.video, self.indices, self.protocol)
             for query in self.video.questions:
                 if query.query_id not in self.kept:
                     # As it will be read back: a restart must not tell 0 from 0.0.
-                    self.kept[query.query_id] = json.loads(json.dumps(self._score(query, clip)))
+                    self.kept[query.query_id] = json.loads(json.dumps(self._score(query, truths)))
             entries = {
                 name: _entry(self.keys[name], score) for name, score in self.kept.items() if name not in self.unexpected
             }
@@ -194,35 +202,39 @@ class VideoScores:
             record = None
         return digest_of({"common": common, "query": dataclasses.asdict(query), "record": record})
 
-    def _score(self, query: Question, clip: _Clip) -> dict:
+    def _score(self, query: Question, truths: Callable[[Question], Any]) -> dict:
         try:
-            return self._measure(query, clip)
+            return self._measure(query, truths)
         except Exception as error:  # whatever happens to one question is that question's
             self.unexpected.add(query.query_id)
-            measured = score_question(None, None, query, self.listed, None, self.protocol)
-            return self._about(query, f"it cannot be scored: {type(error).__name__}: {error}", measured)
+            return self._about(query, f"it cannot be scored: {type(error).__name__}: {error}", None, None)
 
-    def _measure(self, query: Question, clip: _Clip) -> dict:
+    def _measure(self, query: Question, truths: Callable[[Question], Any]) -> dict:
         record, reason = self._find_record(query)
         try:
-            id_maps, truth = clip.id_maps(), read_truth(self.video, query, self.indices, self.protocol)
+            truth = truths(query)
         except DataError as error:
-            id_maps, truth = None, None
-            reason = f"the ground truth cannot be read: {error}"
-        if truth is not None and record is not None and tuple(record.size) != truth.objects.shape[1:]:
-            record, reason = None, f"predicted masks are {record.size}, ground truth {list(truth.objects.shape[1:])}"
+            return self._about(query, f"the ground truth cannot be read: {error}", None, None)
         try:
-            measured = score_question(truth, record, query, self.listed, id_maps, self.protocol)
-        except DataError as error:  # run lengths that do not fill their mask
-            record, reason = None, f"the record is damaged: {error}"
-            measured = score_question(truth, None, query, self.listed, id_maps, self.protocol)
+            scored = self._about(query, reason, truth, record)
+        except DataError as error:
+            scored = self._about(query, str(error), truth, None)
         try:
-            json.dumps(measured, allow_nan=False)
+            json.dumps(scored, allow_nan=False)
         except ValueError:
             raise NumericalError("a measure is not finite (NaN or infinity), which must not enter a mean") from None
-        return self._about(query, reason, measured)
+        return scored
 
-    def _about(self, query: Question, reason: str | None, measured: dict) -> dict:
+    def _about(self, query: Question, reason: str | None, truth: Any, record: Record | None) -> dict:
+        """What is kept of a question; every row has every measure.
+
+        Raises:
+            DataError: the record cannot be scored.
+        """
+        measured = self.benchmark.score(truth, record, query, self.listed, self.protocol)
+        rows, nothing = measured["rows"], {measure.key: None for measure in self.benchmark.measures}
+        if truth is None:
+            rows = {name: dict.fromkeys(self.benchmark.zero, 0.0) for name in self.benchmark.rows}
         return {
             "video_id": self.video.video_id,
             "query_id": query.query_id,
@@ -232,6 +244,7 @@ class VideoScores:
             "status": "failed" if reason else "ok",
             "reason": reason,
             **measured,
+            "rows": {name: {**nothing, **row} for name, row in rows.items()},
         }
 
     def _find_record(self, query: Question) -> tuple[Record | None, str | None]:
@@ -246,18 +259,9 @@ class VideoScores:
             return None, f"the record was made for {changed}; predict again"
         if not record.ok:
             return None, record.reason or "failed without a reason"
+        if record.kind != self.benchmark.kind.name:
+            return None, f"the record holds {record.kind}, {self.benchmark.name} asks for {self.benchmark.kind.name}"
         return record, None
-
-
-class _Clip:
-    """The id maps of a clip's listed frames, read once when they are first needed."""
-
-    def __init__(self, video: VideoRecord, indices: np.ndarray):
-        self._read = functools.lru_cache(maxsize=1)(lambda: read_id_maps(video, indices))
-
-    def id_maps(self) -> list[np.ndarray | None]:
-        """See :func:`evaluation.scoring.truth.read_id_maps`."""
-        return self._read()
 
 
 def _entry(key: str, score: dict) -> dict:
@@ -295,24 +299,10 @@ def _is_whole(entry: object) -> bool:
     )
 
 
-def _truth_files(video: VideoRecord, indices: np.ndarray) -> list:
-    """Name, size and time of change of every mask of the clip and of the listed frames."""
-    paths = [*video.read_object_mask.mask_paths, *(video.frame_paths[index] for index in indices)]
-    return [None if path is None else [path.name, *_size_and_time(path)] for path in paths]
-
-
-def _size_and_time(path: Path) -> list:
-    try:
-        found = path.stat()
-    except OSError:
-        return [None, None]
-    return [found.st_size, found.st_mtime_ns]
-
-
 _sources_of = functools.lru_cache(sources_digest)
 
 
 @functools.lru_cache(maxsize=1)
 def code_digest() -> str:
-    """Digest of the source files that a score depends on: this module, and everything that it imports."""
+    """Digest of the source files that every score depends on: this module, and everything that it imports."""
     return sources_digest(__name__)

@@ -1,15 +1,51 @@
-"""Ground truth of a question: its objects, its window, and the objects of the clip that compete with them."""
+"""Ground truth of a question as run lengths: its objects, its window, and the objects of the clip beside them.
+
+Runs go column by column, as in COCO's encoding. A clip's id maps are read once and cut into runs of one id; the masks
+of every question are joined from them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from datasets.sample import Question, VideoRecord
 from evaluation.protocol import Protocol
 from utils.errors import DataError
-from utils.masks import read_id_mask
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A frame's id map as runs of one id.
+
+    Attributes:
+        size: (H, W).
+        bounds: int64 [m + 1]; where each run begins, and H * W.
+        ids: uint8 [m].
+    """
+
+    size: tuple[int, int]
+    bounds: np.ndarray
+    ids: np.ndarray
+
+    @staticmethod
+    def of(image: np.ndarray) -> Pieces:
+        """Cut up an id map or a mask, [H, W] of bytes."""
+        flat = np.ascontiguousarray(image.T).reshape(-1)
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        bounds = np.concatenate(([0], changes, [flat.size])).astype(np.int64)
+        return Pieces(image.shape, bounds, flat[bounds[:-1]].view(np.uint8))
+
+    def mask(self, ids: tuple[int, ...]) -> dict[str, Any] | None:
+        """The union of some ids as a run-length mask (see :func:`evaluation.metrics.score_clip_rle`); None: empty."""
+        inside = np.isin(self.ids, ids)
+        if not inside.any():
+            return None
+        edges = self.bounds[1:-1][inside[1:] != inside[:-1]]
+        start = [0, 0] if inside[0] else [0]
+        return {"size": list(self.size), "counts": np.diff(np.concatenate((start, edges, self.bounds[-1:])))}
 
 
 @dataclass(frozen=True)
@@ -17,62 +53,89 @@ class Truth:
     """Ground truth of one question on U distinct frames.
 
     Attributes:
-        objects: bool [U, H, W]; the answer objects wherever they are visible, inside the window or not.
+        size: (H, W).
+        objects: per frame the answer objects as a run-length mask, in the window or not; None: none is visible.
         in_window: bool [U].
         has_file: bool [U]; whether the corpus has a mask file for the frame (without one, nothing is visible).
+        pieces: per frame all objects of the clip; None in a corpus whose objects may overlap.
     """
 
-    objects: np.ndarray
+    size: tuple[int, int]
+    objects: list[dict[str, Any] | None]
     in_window: np.ndarray
     has_file: np.ndarray
+    pieces: list[Pieces] | None = None
 
     @property
-    def target(self) -> np.ndarray:
-        """bool [U, H, W]: what a perfect answer is; empty outside the window."""
-        return self.objects & self.in_window[:, None, None]
+    def target(self) -> list[dict[str, Any] | None]:
+        """Per frame what a perfect answer is; empty outside the window."""
+        return [mask if inside else None for mask, inside in zip(self.objects, self.in_window)]
+
+    @property
+    def visible(self) -> np.ndarray:
+        """bool [U]: an answer object is visible, in the window or not."""
+        return np.array([mask is not None for mask in self.objects])
+
+    def masks(self) -> np.ndarray:
+        """bool [U, H, W]: ``objects`` as pixels."""
+        height, width = self.size
+        empty = [height * width]
+        runs = [empty if mask is None else mask["counts"] for mask in self.objects]
+        pixels = [np.repeat(np.arange(len(each)) % 2 == 1, each).reshape(width, height).T for each in runs]
+        return np.stack(pixels)
 
 
-def question_window(query: Question, frame_indices: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """bool [U]: which frames lie in the question's action window, read as the protocol says."""
-    if protocol.window == "clipped" or query.raw_window is None:
-        return query.in_window(frame_indices)
-    first, last = query.raw_window
-    return (frame_indices >= first) & (frame_indices <= last)
-
-
-def read_truth(video: VideoRecord, query: Question, frame_indices: np.ndarray, protocol: Protocol) -> Truth:
-    """Read a question's ground truth on some frames.
+class ClipTruth:
+    """Reads the ground truth of a clip's questions; what they share is read once.
 
     Args:
-        video: a GroundMoRe record.
-        query: one of its questions.
+        video: whose masks are id maps (``ids``) or given by question.
         frame_indices: int [U], distinct.
         protocol: says how the window is read.
 
-    Raises:
-        DataError: a mask cannot be read, or frames of the clip differ in size.
+    Calling it with a question gives its :class:`Truth`, and raises DataError when a mask cannot be read, or frames of
+    the clip differ in size.
     """
-    paths = video.read_object_mask.mask_paths
-    objects = [video.read_object_mask(query, int(index)) for index in frame_indices]
-    for index, mask in zip(frame_indices, objects):
-        if mask.shape != objects[0].shape:
-            raise DataError(
-                f"{video.frame_paths[index]}: {mask.shape[0]} x {mask.shape[1]} (height x width), but "
-                f"{video.frame_paths[frame_indices[0]].name} of the same clip is {objects[0].shape[0]} x "
-                f"{objects[0].shape[1]}; write all frames of a clip in one size"
-            )
-    return Truth(
-        objects=np.stack(objects),
-        in_window=question_window(query, frame_indices, protocol),
-        has_file=np.array([paths[index] is not None for index in frame_indices]),
-    )
+
+    def __init__(self, video: VideoRecord, frame_indices: np.ndarray, protocol: Protocol):
+        self.video, self.frame_indices, self.protocol = video, frame_indices, protocol
+        self._pieces: list[Pieces] | None = None
+
+    def __call__(self, question: Question) -> Truth:
+        reader = self.video.read_object_mask
+        files = getattr(reader, "mask_paths", None)
+        if files is None:
+            pieces = [Pieces.of(reader(question, int(index))) for index in self.frame_indices]
+            objects = [frame.mask((1,)) for frame in pieces]
+        else:
+            if self._pieces is None:
+                self._pieces = [Pieces.of(reader.ids(int(index))) for index in self.frame_indices]
+            pieces = self._pieces
+            reader.require_present(question)
+            objects = [frame.mask(question.object_ids) for frame in pieces]
+        self._check_sizes(pieces)
+        return Truth(
+            size=pieces[0].size,
+            objects=objects,
+            in_window=question_window(question, self.frame_indices, self.protocol),
+            has_file=np.array([files is None or files[index] is not None for index in self.frame_indices]),
+            pieces=None if files is None else pieces,
+        )
+
+    def _check_sizes(self, pieces: list[Pieces]) -> None:
+        paths, (height, width) = self.video.frame_paths, pieces[0].size
+        for index, frame in zip(self.frame_indices, pieces):
+            if frame.size != (height, width):
+                raise DataError(
+                    f"{paths[index]}: {frame.size[0]} x {frame.size[1]} (height x width), but "
+                    f"{paths[self.frame_indices[0]].name} of the same clip is {height} x {width}; write all frames of "
+                    "a clip in one size"
+                )
 
 
-def read_id_maps(video: VideoRecord, frame_indices: np.ndarray) -> list[np.ndarray | None]:
-    """Per frame the object ids uint8 [H, W], or None where the corpus has no mask file.
-
-    Raises:
-        DataError: a mask cannot be read.
-    """
-    paths = video.read_object_mask.mask_paths
-    return [None if paths[index] is None else read_id_mask(paths[index]) for index in frame_indices]
+def question_window(question: Question, frame_indices: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """bool [U]: which frames lie in the question's action window, read as the protocol says."""
+    if protocol.window == "clipped" or question.raw_window is None:
+        return question.in_window(frame_indices)
+    first, last = question.raw_window
+    return (frame_indices >= first) & (frame_indices <= last)

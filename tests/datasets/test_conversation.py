@@ -13,15 +13,12 @@ from datasets.conversation import (
     ANSWERS,
     ANSWERS_WITH_LOC,
     TEMPLATES,
-    Turn,
-    build_conversation,
     build_example,
-    build_prompt,
     encode_forced_answer,
     encode_prompt,
     forced_answer,
     groundmore_question,
-    render,
+    render_prompt,
     segmentation_answer,
     segmentation_question,
 )
@@ -48,6 +45,12 @@ def legacy(shared_data):
     return load_tokenizer(shared_data / "lisa_golden" / "lisa_tiny", "legacy")
 
 
+def written(question: str, answer: str, template_name: str) -> str:
+    """A whole conversation as text."""
+    template = TEMPLATES[template_name]
+    return f"{render_prompt(question, template_name)}{template.lead}{answer}{template.tail}</s>"
+
+
 def labels_of_the_original(text: str, template: str, tokenizer) -> list[int]:
     """LISA's rule: count the tokens of each round and of its question, and mask by the counts."""
     labels = list(tokenizer.encode_with_image(text))
@@ -66,46 +69,48 @@ def labels_of_the_original(text: str, template: str, tokenizer) -> list[int]:
     return labels
 
 
-def turns_of(text: str, template_name: str) -> list[Turn]:
-    """Take a rendered conversation apart again."""
+def taken_apart(text: str, template_name: str) -> tuple[str, str]:
+    """Question and answer of a rendered conversation."""
     template = TEMPLATES[template_name]
-    turns = []
-    for index, one_round in enumerate(text.split("</s>")[:-1]):
-        opening = template.first if index == 0 else template.later.replace("{bos}", "<s>")
-        assert one_round.startswith(opening)
-        user, answer = one_round[len(opening) :].split(template.ask + template.lead)
-        turns.append(Turn(user, answer[: len(answer) - len(template.tail)] if template.tail else answer))
-    return turns
+    assert text.startswith(template.opening) and text.endswith(f"{template.tail}</s>")
+    text = text.removeprefix(template.opening).removesuffix(f"{template.tail}</s>")
+    question, answer = text.split(template.ask + template.lead)
+    return question, answer
 
 
 def test_samples_of_the_original(golden, legacy):
     for sample in golden["samples"]:
         user, answer, template = sample["user_message"], sample["answer"], sample["conv_type"]
-        assert render([Turn(user, answer)], template)[0] == sample["prompt_final"]
+        assert written(user, answer, template) == sample["prompt_final"]
         input_ids, labels = build_example(user, answer, template, legacy)
         assert input_ids.tolist() == sample["input_ids"]
         assert labels.tolist() == sample["labels"]
         assert int((input_ids == legacy.id_of("[SEG]")).nonzero()) == sample["seg_index_in_input_ids"]
         if "eval_prompt" in sample:
-            assert build_prompt(user, template) == sample["eval_prompt"]
+            assert render_prompt(user, template) == sample["eval_prompt"]
             assert encode_prompt(user, template, legacy).tolist() == sample["eval_input_ids"]
 
 
 def test_collated_conversations_of_the_original(golden, legacy):
     kinds = set()
     for case in golden["tokenization_cases"]:
-        kinds.add(case["kind"])
         wanted = [torch.tensor(case[key]) for key in ("input_ids", "labels", "attention_masks")]
-        limit = wanted[0].shape[1] if case["kind"] == "truncated_train" else None
         for row, text in enumerate(case["conversations"]):
-            turns = turns_of(text, case["conv_type"])
-            assert render(turns, case["conv_type"])[0] == case["final"][row]
-            ids, labels = build_conversation(turns, case["conv_type"], legacy, limit, truncate_like_original=True)
+            if text.count("</s>") > 1:  # several turns, which this project never writes
+                continue
+            kinds.add(case["kind"])
+            question, answer = taken_apart(text, case["conv_type"])
+            assert written(question, answer, case["conv_type"]) == case["final"][row]
+            ids, labels = build_example(question, answer, case["conv_type"], legacy)
+            if case["kind"] == "truncated_train":  # cut by the original, refused here
+                with pytest.raises(DataError, match=f"more than the {wanted[0].shape[1]} that fit"):
+                    build_example(question, answer, case["conv_type"], legacy, wanted[0].shape[1])
+                ids, labels = ids[: wanted[0].shape[1]], labels[: wanted[0].shape[1]]
             pad = wanted[0].shape[1] - len(ids)
             assert torch.nn.functional.pad(ids, (0, pad), value=legacy.pad_id).equal(wanted[0][row])
             assert torch.nn.functional.pad(labels, (0, pad), value=IGNORE_INDEX).equal(wanted[1][row])
             assert (wanted[2][row] != 0).sum() == len(ids)
-    assert {"truncated_train", "multi_turn", "multi_turn_no_image", "batch3_padded", "two_seg"} <= kinds
+    assert {"truncated_train", "batch3_padded", "two_seg"} <= kinds
 
 
 def random_words(rng: random.Random, allow_empty: bool = False) -> str:
@@ -133,11 +138,11 @@ def check_labels_of_random_conversations(legacy, template):
     rng = random.Random(template)
     rows = []
     for _ in range(150):
-        turns = [Turn(random_words(rng), random_words(rng, allow_empty=True)) for _ in range(rng.choice([1, 1, 2, 3]))]
+        question, answer = random_words(rng), random_words(rng, allow_empty=True)
         if rng.random() < 0.8:
-            turns[0] = Turn("<image>\n" + turns[0].user, turns[0].answer)
-        ids, labels = build_conversation(turns, template, legacy)
-        text = render(turns, template)[0]
+            question = "<image>\n" + question
+        ids, labels = build_example(question, answer, template, legacy)
+        text = written(question, answer, template)
         assert ids.tolist() == legacy.encode_with_image(text)
         assert labels.tolist() == labels_of_the_original(text, template, legacy), text
         rows.append((ids, labels))
@@ -158,36 +163,27 @@ def test_labels_equal_the_rule_of_the_original_on_another_vocabulary(llama_folde
 
 
 def test_rendered_strings():
-    llama_2, spans = render([Turn("<image>\nHi", "Yes."), Turn("And?", "No.")], "llava_llama_2")
-    assert llama_2 == (
+    assert written("<image>\nHi", "Yes.", "llava_llama_2") == (
         "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
         "content that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>"
-        "\n\n<im_start><image><im_end>\nHi [/INST] Yes. </s><s>[INST] And? [/INST] No. </s>"
+        "\n\n<im_start><image><im_end>\nHi [/INST] Yes. </s>"
     )
-    assert [llama_2[begin:end] for begin, end in spans] == [" Yes. </s>", " No. </s>"]
-    assert render([Turn("<image>\nHi", "Yes."), Turn("And?", "No.")], "llava_v1")[0] == (
+    assert written("<image>\nHi", "Yes.", "llava_v1") == (
         "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the human's questions. "
-        "USER: <im_start><image><im_end>\nHi ASSISTANT: Yes.</s>USER: And? ASSISTANT: No.</s>"
+        "USER: <im_start><image><im_end>\nHi ASSISTANT: Yes.</s>"
     )
-    assert render([Turn("<image>\nHi", "Yes.")], "plain", eos="<|end|>")[0] == (
-        "USER: <im_start><image><im_end>\nHi ASSISTANT: Yes.<|end|>"
-    )
-    assert build_prompt("Hi", "llava_v1").endswith("USER: Hi ASSISTANT:")
+    assert render_prompt("<image>\nHi", "plain") == "USER: <im_start><image><im_end>\nHi ASSISTANT:"
     with pytest.raises(ConfigError, match="llava_llama_2, llava_v1, plain"):
-        build_prompt("Hi", "vicuna")
-    with pytest.raises(ValueError, match="turn 0"):
-        render([Turn("a", None), Turn("b", "c")], "plain")
+        render_prompt("Hi", "vicuna")
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
 def test_only_answers_are_labelled_with_the_tiny_tokenizer(tiny, template):
-    turns = [Turn("<image>\nWhat moves?", "It is the red circle [SEG] [LOC]."), Turn("Then?", "Zoë [SEG].")]
-    ids, labels = build_conversation(turns, template, tiny)
+    ids, labels = build_example("<image>\nWhat moves?", "It is Zoë's red circle [SEG] [LOC].", template, tiny)
     assert ids.dtype == labels.dtype == torch.int64
-    tail = TEMPLATES[template].tail
     taught = tiny.decode(ids[labels != IGNORE_INDEX].tolist())
-    assert taught == f" It is the red circle [SEG] [LOC].{tail}</s> Zoë [SEG].{tail}</s>"
+    assert taught == f" It is Zoë's red circle [SEG] [LOC].{TEMPLATES[template].tail}</s>"
     assert (labels == ids)[labels != IGNORE_INDEX].all()
     assert (ids == IMAGE_TOKEN_INDEX).sum() == 1
 
@@ -208,12 +204,10 @@ def test_prompt_is_the_beginning_of_the_example_under_the_legacy_rule(legacy):
         assert taught[-1] == legacy.eos_id
 
 
-def test_a_long_conversation_is_refused_or_cut(tiny):
+def test_a_long_conversation_is_refused(tiny):
     question = "<image>\n" + "what moves? " * 50
     with pytest.raises(DataError, match="video 7 query 3: the conversation has .* more than the 40"):
         build_example(question, "Sure, [SEG].", "plain", tiny, 40, where="video 7 query 3")
-    ids, labels = build_example(question, "Sure, [SEG].", "plain", tiny, 40, truncate_like_original=True)
-    assert len(ids) == len(labels) == 40 and (labels == IGNORE_INDEX).all()
 
 
 def test_questions():

@@ -20,8 +20,7 @@ from datasets.doctor.findings import GROUPS, KINDS, SEVERITIES, Finding, Finding
 from datasets.doctor.report import as_json, as_text
 from datasets.doctor.run import examine_corpus
 from datasets.doctor.sheet import _region, draw, draw_sheet, worst
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.settings import WorldSettings
+from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from utils.errors import DataError
 from utils.masks import read_id_mask, write_id_mask
 
@@ -29,7 +28,7 @@ from utils.masks import read_id_mask, write_id_mask
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
     root = tmp_path_factory.mktemp("doctor")
-    settings = WorldSettings.easy(height=48, width=64, num_frames=24)
+    settings = WorldSettings(height=48, width=64, num_frames=24)
     write_corpora(root, [CorpusPlan("groundmore", "train", 3, 4, settings)])
     return root
 

@@ -16,8 +16,7 @@ from datasets.doctor import drift
 from datasets.doctor.drift import DriftProbe, outline
 from datasets.doctor.examination import Options
 from datasets.doctor.run import examine_corpus
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.settings import WorldSettings
+from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from utils.masks import decode_rle, read_id_mask
 from utils.video import read_frame
 
@@ -27,7 +26,7 @@ SETTINGS = dict(height=96, width=128, num_frames=36)
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
     root = tmp_path_factory.mktemp("drift")
-    settings = WorldSettings.easy(**SETTINGS)
+    settings = WorldSettings(**SETTINGS)
     wanted = (("groundmore", 5), ("mevis", 2))
     write_corpora(root, [CorpusPlan(name, "train", 7, count, settings) for name, count in wanted])
     return root

@@ -13,8 +13,7 @@ from datasets.corpora.mevis import MeViS
 from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
 from datasets.doctor.examination import Options
 from datasets.doctor.run import examine_corpus
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.settings import WorldSettings
+from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from utils.errors import DataError
 
 ODD = (None, True, 0, -1, 7, 1.5, "", " ", "x", "1, 2", "99:99", [], ["x"], [1], [[]], {}, {"x": 1}, {"0": {}})
@@ -39,7 +38,7 @@ CORPORA = {
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
     root = tmp_path_factory.mktemp("fuzz")
-    settings = WorldSettings.easy(height=32, width=32, num_frames=24)
+    settings = WorldSettings(height=32, width=32, num_frames=24)
     write_corpora(root, [CorpusPlan(name, "train", 5, 1, settings) for name in ("groundmore", "refytvos", "mevis")])
     return root
 

@@ -15,8 +15,7 @@ from datasets.doctor.__main__ import main
 from datasets.doctor.examination import Options
 from datasets.doctor.findings import KINDS
 from datasets.doctor.run import examine_corpus
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.settings import WorldSettings
+from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from utils.errors import DataError
 from utils.masks import read_id_mask, write_id_mask
 
@@ -25,7 +24,7 @@ from utils.masks import read_id_mask, write_id_mask
 def healthy(tmp_path_factory):
     """Two clips of 24 frames, 48 x 64, and their questions."""
     root = tmp_path_factory.mktemp("groundmore")
-    settings = WorldSettings.easy(height=48, width=64, num_frames=24)
+    settings = WorldSettings(height=48, width=64, num_frames=24)
     write_corpora(root, [CorpusPlan("groundmore", "train", 5, 2, settings)])
     return root / "GroundMoRe"
 

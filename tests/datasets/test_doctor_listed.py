@@ -15,8 +15,7 @@ from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
 from datasets.doctor.examination import Options
 from datasets.doctor.findings import KINDS
 from datasets.doctor.run import examine_corpus
-from datasets.synthetic.corpora import CorpusPlan, write_corpora
-from datasets.synthetic.settings import WorldSettings
+from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from utils.errors import DataError
 from utils.masks import decode_rle, encode_rle, read_id_mask, write_id_mask
 
@@ -25,7 +24,7 @@ from utils.masks import decode_rle, encode_rle, read_id_mask, write_id_mask
 def healthy(tmp_path_factory):
     """Two videos of 24 frames, 48 x 64, in each layout."""
     root = tmp_path_factory.mktemp("listed")
-    settings = WorldSettings.easy(height=48, width=64, num_frames=24)
+    settings = WorldSettings(height=48, width=64, num_frames=24)
     write_corpora(root, [CorpusPlan(name, "train", 5, 2, settings) for name in ("refytvos", "mevis")])
     return root
 

@@ -13,6 +13,7 @@ from PIL import Image
 from datasets.corpora import CORPORA, corpus_named, load, registry
 from datasets.mixture import Mixture, build_mixture
 from datasets.sample import Question, VideoRecord
+from tests.targets import read_target
 from utils.errors import ConfigError, DataError
 from utils.masks import encode_rle, write_id_mask
 
@@ -169,7 +170,7 @@ def test_the_published_layout(dataset_dir):
     assert {sample.record.corpus for sample in samples} == set(names)
     for sample in samples:
         query = sample.questions[0]
-        target = [sample.record.read_target(query, int(k)).sum() for k in sample.frame_indices]
+        target = [read_target(sample.record, query, int(k)).sum() for k in sample.frame_indices]
         assert target == [6 if inside else 0 for inside in query.in_window(sample.frame_indices)]
 
 

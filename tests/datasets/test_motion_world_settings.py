@@ -7,12 +7,13 @@ import pytest
 
 from datasets.synthetic import WorldSettings, make_still_video, make_video
 from datasets.synthetic.shapes import contact_distance, extent
+from tests.datasets.motion_worlds import render
 from utils.errors import ConfigError
 
 
 def test_still_videos_show_the_objects_and_no_motion():
-    video = make_still_video(3, 0, WorldSettings.easy(), num_frames=40)
-    frames, id_maps = video.render(range(40))
+    video = make_still_video(3, 0, WorldSettings(), num_frames=40)
+    frames, id_maps = render(video)
     assert frames.shape == (40, 64, 64, 3) and id_maps.shape == (40, 64, 64)
     assert not video.questions and not video.events
     assert [e.object_ids for e in video.expressions] == [(t.object_id,) for t in video.objects]
@@ -21,15 +22,15 @@ def test_still_videos_show_the_objects_and_no_motion():
     ahead, behind = steps[:, 1:].reshape(-1, 2), steps[:, :-1].reshape(-1, 2)
     correlation = np.corrcoef(ahead[:, 0], behind[:, 0])[0, 1]
     assert correlation < -0.3, "independent places: steps undo one another (-0.5); motion: they go on"
-    again = make_still_video(3, 0, WorldSettings.easy(), num_frames=40)
-    np.testing.assert_array_equal(again.render([5])[0], video.render([5])[0])
+    again = make_still_video(3, 0, WorldSettings(), num_frames=40)
+    np.testing.assert_array_equal(render(again, [5])[0], render(video, [5])[0])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96), (90, 40), (720, 1280)])
 def test_every_canvas_size_works(size):
     settings = WorldSettings.hard(height=size[0], width=size[1])
     video = make_video(1, 1, settings)
-    frames, id_maps = video.render([0, 47])
+    frames, id_maps = render(video, [0, 47])
     assert frames.shape == (2, *size, 3) and id_maps.shape == (2, *size)
     area = (id_maps[0] > 0).mean()
     assert 0.03 < area < 0.6
@@ -37,13 +38,13 @@ def test_every_canvas_size_works(size):
 
 @pytest.mark.parametrize("num_frames", [24, 25, 60, 120])
 def test_other_lengths_work(num_frames):
-    video = make_video(1, 1, WorldSettings.easy(num_frames=num_frames))
+    video = make_video(1, 1, WorldSettings(num_frames=num_frames))
     assert video.num_frames == num_frames and len(video.questions) >= 5
     assert all(q.window[1] < num_frames for q in video.questions)
 
 
 def test_length_jitter_gives_clips_of_several_lengths():
-    lengths = {make_video(1, index, WorldSettings.easy(length_jitter=1)).num_frames for index in range(12)}
+    lengths = {make_video(1, index, WorldSettings(length_jitter=1)).num_frames for index in range(12)}
     assert lengths == {42, 48, 54}
 
 
@@ -72,6 +73,6 @@ def test_impossible_settings_are_refused(values, word):
 
 def test_no_room_is_an_error_and_not_an_endless_search():
     with pytest.raises(ConfigError, match="fewer or smaller objects"):
-        make_video(0, 0, WorldSettings.easy(radius=(20.0, 22.0)))
+        make_video(0, 0, WorldSettings(radius=(20.0, 22.0)))
     with pytest.raises(ConfigError, match="split"):
-        make_video(0, 0, WorldSettings.easy(), split="dev")
+        make_video(0, 0, WorldSettings(), split="dev")

@@ -17,9 +17,11 @@ from datasets.synthetic import WorldSettings, corpora, make_video
 from datasets.synthetic.__main__ import build_parser, main, plans_from
 from datasets.synthetic.corpora import CorpusPlan, write_corpora
 from datasets.synthetic.layouts import GroundMoReLayout, MeViSLayout, ReferYoutubeVosLayout
+from tests.datasets.motion_worlds import id_maps
+from tests.targets import read_target
 from utils.errors import ConfigError
 
-SETTINGS = WorldSettings.easy(height=40, width=48, num_frames=30, length_jitter=1, multi_answer_rate=0.7)
+SETTINGS = WorldSettings(height=40, width=48, num_frames=30, length_jitter=1, multi_answer_rate=0.7)
 
 
 def plan(name="groundmore", split="train", seed=3, num_videos=10, settings=SETTINGS):
@@ -69,7 +71,7 @@ def test_groundmore_reads_back_as_the_log_has_it(corpus):
     for number, video in enumerate(groundmore_videos()):
         record = reader[number]
         assert len(record.frame_paths) == video.num_frames
-        by_text = {question.text: question for question in video.questions}
+        by_text, drawn = {question.text: question for question in video.questions}, id_maps(video)
         assert len(record.questions) in (2, len(video.questions))
         for query in record.questions:
             question = by_text[query.text]
@@ -78,9 +80,9 @@ def test_groundmore_reads_back_as_the_log_has_it(corpus):
             assert query.object_ids == question.answer_ids
             for frame in (*question.window, question.window[0] - 1):
                 if frame >= 0:
-                    expected = np.isin(video.id_map[frame], question.answer_ids)
+                    expected = np.isin(drawn[frame], question.answer_ids)
                     inside = question.window[0] <= frame <= question.window[1]
-                    np.testing.assert_array_equal(record.read_target(query, frame), expected & inside)
+                    np.testing.assert_array_equal(read_target(record, query, frame), expected & inside)
 
 
 def test_groundmore_has_the_quirks_of_the_published_corpus(corpus, trainval):
@@ -113,7 +115,7 @@ def test_frames_and_masks_have_the_published_formats(corpus, trainval):
 
 def test_the_test_split_comes_with_plain_referring_questions(corpus):
     folder = corpus / "GroundMoRe"
-    reader = GroundMoRe(folder / "referring_test.json", folder / "groundmore_videos", strict_missing=False)
+    reader = GroundMoRe(folder / "referring_test.json", folder / "groundmore_videos")
     motion = GroundMoRe(folder / "groundmore_test.json", folder / "groundmore_videos")
     assert [record.video_id for record in reader] == [record.video_id for record in motion]
     for number, video in enumerate(groundmore_videos(4, 4, "test")):
@@ -121,8 +123,8 @@ def test_the_test_split_comes_with_plain_referring_questions(corpus):
         for query, target in zip(reader[number].questions, video.objects):
             assert target.name in query.text and query.answer == f"the {target.name}"
             assert query.window == (0, video.num_frames - 1)
-            expected = video.id_map[5] == target.object_id
-            np.testing.assert_array_equal(reader[number].read_target(query, 5), expected)
+            expected = id_maps(video, [5])[0] == target.object_id
+            np.testing.assert_array_equal(read_target(reader[number], query, 5), expected)
         assert all(len(query.object_ids) == 1 for query in motion[number].questions)
 
 
@@ -138,8 +140,8 @@ def test_refer_youtube_vos_reads_back(corpus):
         said = {(e.text.lower(), e.object_ids) for e in video.expressions if len(e.object_ids) == 1}
         assert {(query.text, query.object_ids) for query in record.questions} <= said
         query = record.questions[0]
-        expected = video.id_map[-1] == query.object_ids[0]
-        np.testing.assert_array_equal(record.read_target(query, video.num_frames - 1), expected)
+        expected = id_maps(video, [video.num_frames - 1])[0] == query.object_ids[0]
+        np.testing.assert_array_equal(read_target(record, query, video.num_frames - 1), expected)
     meta = json.loads((corpus / "refytvos/train/meta.json").read_text())["videos"]
     assert meta[reader[0].video_id]["objects"]["1"]["category"] == videos[reader[0].video_id].objects[0].name
 
@@ -154,8 +156,8 @@ def test_mevis_reads_back_with_several_objects(corpus):
         for query in record.questions:
             ids = by_text.get(query.text, ())
             several += len(ids) > 1
-            expected = np.isin(video.id_map[7], ids)
-            np.testing.assert_array_equal(record.read_target(query, 7), expected)
+            expected = np.isin(id_maps(video, [7])[0], ids)
+            np.testing.assert_array_equal(read_target(record, query, 7), expected)
     assert several > 10
 
 
@@ -196,7 +198,7 @@ def test_a_finished_corpus_is_left_alone(corpus, monkeypatch):
 
 def test_other_settings_in_the_same_folder_are_refused(corpus, tmp_path):
     before = contents(corpus)
-    for other in (plan(seed=9), plan(num_videos=11), plan(settings=WorldSettings.easy())):
+    for other in (plan(seed=9), plan(num_videos=11), plan(settings=WorldSettings())):
         with pytest.raises(ConfigError, match=f"{re.escape(str(corpus))}.*--overwrite"):
             write_corpora(corpus, [other])
     with pytest.raises(ConfigError, match="seed 3 there, 9 now"):
@@ -252,7 +254,7 @@ def test_a_720p_clip_is_written_and_read(tmp_path):
     assert main(["--out", str(tmp_path), *flags, "--height", "720", "--width", "1280", "--workers", "1"]) == 0
     reader = GroundMoRe(tmp_path / "GroundMoRe/trainval_v2.json", tmp_path / "GroundMoRe/groundmore_videos")
     query = reader[0].questions[0]
-    mask = reader[0].read_target(query, query.window[0])
+    mask = read_target(reader[0], query, query.window[0])
     assert mask.shape == (720, 1280) and mask.any()
 
 

@@ -217,7 +217,7 @@ def test_no_question_of_the_motion_world_is_cut_into_pieces(tiny):
     world = pytest.importorskip("datasets.synthetic")
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for index in range(6):
-        settings = world.WorldSettings.hard() if index % 2 else world.WorldSettings.easy()
+        settings = world.WorldSettings.hard() if index % 2 else world.WorldSettings()
         video = world.make_video(0, index, settings)
         texts = [question.text for question in video.questions] + [f" {e.text}" for e in video.expressions]
         texts += [f" {question.answer}" for question in video.questions]

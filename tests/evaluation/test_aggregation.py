@@ -9,11 +9,15 @@ import statistics
 import numpy as np
 import pytest
 
+from evaluation.benchmark import OVERALL, find_benchmark
 from evaluation.comparison import compare, read_scored_run
 from evaluation.protocol import make_protocol
 from evaluation.scoring.statistics import VideoBootstrap
-from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, summarise
+from evaluation.scoring.summary import summarise
 from utils.errors import ConfigError
+
+MEASURES = {measure.key: measure.meaning for measure in find_benchmark().measures}
+ROWS = find_benchmark().rows
 
 TYPES = ("Causal", "Sequential", "Counterfactual", "Descriptive")
 QUESTIONS = {"a": [0.9, 0.8, 0.7, 0.8], "b": [0.1], "c": [0.5, 0.3]}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import itertools
 import json
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 
+from evaluation.benchmark import OVERALL, find_benchmark
 from evaluation.compare import format_comparison, main
 from evaluation.comparison import compare, differing_settings, read_scored_run
 from evaluation.engine.predict import predict_corpus
@@ -18,9 +21,13 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run
 from evaluation.report.text import write_results
 from evaluation.scoring.score import score_corpus
-from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, summarise
+from evaluation.scoring.summary import summarise
+from tests.targets import read_target
 from utils.errors import ConfigError, DataError
 from utils.files import write_json
+
+MEASURES = {measure.key: measure.meaning for measure in find_benchmark().measures}
+ROWS = find_benchmark().rows
 
 KINDS = ("Causal", "Sequential")
 
@@ -212,7 +219,7 @@ def test_rows_of_one_run(runs):
     scores = copy.deepcopy(runs[1].scores)
     for each in scores.values():
         del each["rows"]["no_refinement"]
-    old = type(runs[1])(runs[1].path, scores, runs[1].protocol)
+    old = dataclasses.replace(runs[1], scores=scores)
     with pytest.raises(DataError, match="has no row no_refinement; rows are model, all_empty"):
         compare(runs[0], old, "no_refinement", "no_refinement")
 
@@ -250,10 +257,11 @@ def test_wrong_flags_are_all_told_at_once(capsys):
 
 def test_from_predictions_to_the_comparison(project_root, corpus, dummy_predictor, tmp_path):
     def on_time(video, query, index):
-        return video.read_target(query, index)
+        return read_target(video, query, index)
 
     def always_in_beta(video, query, index):
-        rule = video.read_object_mask if video.video_id.startswith("beta") else video.read_target
+        whole = video.video_id.startswith("beta")
+        rule = video.read_object_mask if whole else functools.partial(read_target, video)
         return rule(query, index)
 
     for name, rule in (("late", always_in_beta), ("right", on_time)):

@@ -8,14 +8,19 @@ import json
 import os
 import re
 
+from evaluation.benchmark import find_benchmark
 from evaluation.comparison import TREATMENTS
 from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import open_run
 from evaluation.report.failures import NAMES
 from evaluation.scoring.score import score_corpus
-from evaluation.scoring.summary import MEASURES, ROWS, TOKENS, summarise
+from evaluation.scoring.summary import summarise
 from evaluation.settings import build_parser
+
+MEASURES = {measure.key: measure.meaning for measure in find_benchmark().measures}
+ROWS = find_benchmark().rows
+TOKENS = {token.key: token.meaning for token in find_benchmark().kind.tokens}
 
 BEGIN, END = "<!-- example begins -->\n```json\n", "```\n<!-- example ends -->"
 

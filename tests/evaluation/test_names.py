@@ -15,6 +15,7 @@ from evaluation.report.text import format_report, result_lines
 from evaluation.scoring.score import score_corpus
 from evaluation.scoring.statistics import VideoBootstrap
 from evaluation.scoring.summary import summarise
+from tests.targets import read_target
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.terminal import one_line
@@ -54,7 +55,7 @@ def test_a_record_of_another_question_is_not_taken(corpus, dummy_predictor, tmp_
 
 
 def run(videos, dummy_predictor, folder):
-    predictor = dummy_predictor(videos, PROTOCOL, lambda v, q, i: v.read_target(q, i))
+    predictor = dummy_predictor(videos, PROTOCOL, lambda v, q, i: read_target(v, q, i))
     mark = open_run(folder, PROTOCOL.prediction_settings())
     predict_corpus(videos, predictor, folder, PROTOCOL, mark, options=Options(0, quiet=True))
     return folder
@@ -93,7 +94,7 @@ def test_ordinary_text_is_left_alone():
 
 
 PROGRAMS = [
-    ["evaluate_groundmore.py"],
+    ["-m", "evaluation"],
     ["training/program.py"],
     ["merge_lora_weights_and_save_hf_model.py"],
     ["scripts/demo_summary.py"],
@@ -109,7 +110,7 @@ PROGRAMS = [
 def test_every_program_writes_what_its_terminal_lacks_as_escapes(project_root):
     """Each calls the one function before it prints; found in the source, since starting ten programs is slow.
 
-    ``train_ds.py`` goes through ``training/program.py``."""
+    ``train_ds.py`` goes through ``training/program.py``, ``evaluate_groundmore.py`` through ``evaluation``."""
     for program in PROGRAMS:
         path = project_root / (program[0] if program[0] != "-m" else program[1].replace(".", "/"))
         path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")

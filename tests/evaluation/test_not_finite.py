@@ -17,6 +17,7 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
 from evaluation.run import attach_tokens
 from model import presets
+from tests.targets import read_target
 
 ALPHA = "alpha_0000_0004"
 FORCED = {"num_frames": 3, "max_new_tokens": 3, "force_seg_token": True, "force_loc_token": True}
@@ -127,7 +128,7 @@ def test_half_precision_that_overflows(model, tokenizer, corpus, tmp_path):
 def test_a_record_holds_probabilities_only(corpus, dummy_predictor, tmp_path, value):
     protocol = make_protocol(num_frames=3)
     predictor = dummy_predictor(
-        corpus, protocol, lambda v, q, i: v.read_target(q, i), lambda v, q, i: value if q.query_id == "1" else 0.5
+        corpus, protocol, lambda v, q, i: read_target(v, q, i), lambda v, q, i: value if q.query_id == "1" else 0.5
     )
     mark = open_run(tmp_path, protocol.prediction_settings())
     summary = predict_corpus(corpus, predictor, tmp_path, protocol, mark, options=Options(quiet=True))

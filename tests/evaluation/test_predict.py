@@ -11,6 +11,7 @@ from evaluation.engine.predict import predict_corpus
 from evaluation.engine.selection import select
 from evaluation.protocol import make_protocol
 from evaluation.records import Record, fingerprint, open_run, read_record, record_path, write_record
+from tests.targets import read_target
 from utils.digests import tensors_digest
 from utils.errors import ConfigError, DataError
 from utils.masks import decode_rle
@@ -19,7 +20,7 @@ PROTOCOL = make_protocol(num_frames=8)
 
 
 def perfect(video, query, index):
-    return video.read_target(query, index)
+    return read_target(video, query, index)
 
 
 def run(corpus, predictor, folder, protocol=PROTOCOL, **options):
@@ -38,7 +39,7 @@ def test_a_record_per_question_and_each_video_is_encoded_once(corpus, dummy_pred
     assert record.size == [24, 32] and record.loc_probs == [0.25] * 8 and record.answers == ["It is [SEG]."]
     video = corpus[0]
     for index, rle in zip(record.frame_indices, record.masks):
-        assert np.array_equal(decode_rle(rle), video.read_target(video.questions[0], index))
+        assert np.array_equal(decode_rle(rle), read_target(video, video.questions[0], index))
 
 
 def test_a_frame_without_seg_has_no_mask_in_the_record(corpus, dummy_predictor, tmp_path):

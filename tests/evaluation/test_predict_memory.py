@@ -12,6 +12,7 @@ from evaluation.engine.memory import is_out_of_memory, reason_of, with_fewer_fra
 from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
+from tests.targets import read_target
 
 PROTOCOL = make_protocol(num_frames=8)
 
@@ -27,7 +28,7 @@ def small_predictor(corpus, dummy_predictor):
     def make(questions: int, frames: int = 8, encoder_frames: int = 8):
         class Small(dummy_predictor):
             def __init__(self):
-                super().__init__(corpus, PROTOCOL, lambda video, query, index: video.read_target(query, index))
+                super().__init__(corpus, PROTOCOL, lambda video, query, index: read_target(video, query, index))
                 self.passes = []
 
             def encode(self, prepared, frames_per_pass=None):

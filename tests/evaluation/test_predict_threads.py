@@ -19,6 +19,7 @@ from evaluation.engine.writer import Behind
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run
 from evaluation.scoring.pool import ScoringPool
+from tests.targets import read_target
 
 PROTOCOL = make_protocol(num_frames=8)
 
@@ -138,7 +139,7 @@ def test_an_interrupt_while_waiting_still_writes_what_was_put():
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_records_do_not_depend_on_the_threads(corpus, dummy_predictor, tmp_path, workers):
     def rule(video, query, index):
-        return video.read_target(query, index)
+        return read_target(video, query, index)
 
     for folder, count in ((tmp_path / "plain", 0), (tmp_path / "threads", workers)):
         mark = open_run(folder, {})
@@ -153,7 +154,7 @@ def test_videos_are_announced_when_all_their_questions_are_recorded(corpus, dumm
     announced, started = [], []
 
     def rule(video, query, index):
-        return video.read_target(query, index)
+        return read_target(video, query, index)
 
     for _ in range(2):
         predict_corpus(
@@ -176,6 +177,7 @@ def test_a_scoring_process_that_dies_breaks_the_pool_and_hangs_nobody():
 PARENT = """
 import os, sys, time
 from evaluation.scoring.pool import ScoringPool
+from tests.targets import read_target
 
 if __name__ == "__main__":
     pool = ScoringPool(2)

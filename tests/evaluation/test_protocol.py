@@ -11,6 +11,7 @@ from evaluation.metrics import boundary_radius
 from evaluation.protocol import CHOICES, SCORING_FIELDS, Protocol, make_protocol
 from evaluation.records import Record, frames_digest, write_record
 from evaluation.scoring.score import score_corpus
+from tests.targets import read_target
 from utils.errors import ConfigError
 from utils.masks import encode_rle
 
@@ -90,7 +91,7 @@ def test_every_frame_counts_once(corpus, tmp_path):
     protocol = make_protocol(frame_sampling="every")
 
     def first_ten(video, query, index):
-        return video.read_target(query, index) & (index < 10)
+        return read_target(video, query, index) & (index < 10)
 
     scores = scored(list(corpus), tmp_path, protocol, first_ten)
     # Windows 0-11, 6-17, 12-23 and the whole clip of 24 frames; frame 0 of the second clip has no mask file.

@@ -16,6 +16,7 @@ from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
 from evaluation.run import attach_tokens
 from model import presets
+from tests.targets import read_target
 from utils.errors import TokenizerError
 
 PROTOCOL = make_protocol(num_frames=3, max_new_tokens=3, force_seg_token=True)
@@ -37,7 +38,7 @@ def raising(error, *wanted):
     def rule(video, query, index):
         if query.query_id in wanted:
             raise error
-        return video.read_target(query, index)
+        return read_target(video, query, index)
 
     return rule
 

@@ -13,6 +13,7 @@ from evaluation.engine.shards import find_shard
 from evaluation.protocol import Protocol, make_protocol
 from evaluation.records import fingerprint, open_run, read_record, read_run, record_path, write_record
 from evaluation.scoring.score import score_corpus
+from tests.targets import read_target
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json
 
@@ -23,7 +24,7 @@ ALPHA = "alpha_0000_0004"
 @pytest.fixture
 def folder(corpus, dummy_predictor, tmp_path):
     """A run folder with records of perfect masks, as the program leaves it after --predict_only."""
-    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: v.read_target(q, i), lambda *_: 0.7)
+    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: read_target(v, q, i), lambda *_: 0.7)
     mark = open_run(tmp_path, {"protocol": PROTOCOL.prediction_settings()}, about={"version": "x"})
     predict_corpus(corpus, predictor, tmp_path, PROTOCOL, mark, options=Options(0, quiet=True))
     return tmp_path
@@ -50,7 +51,7 @@ def test_a_record_with_values_of_another_kind(corpus, dummy_predictor, folder, c
     assert str(path) in str(caught.value)
     scores = score_corpus(list(corpus), folder, PROTOCOL)
     assert [score["status"] for score in scores] == ["failed", "ok", "ok", "ok"]
-    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: v.read_target(q, i), lambda *_: 0.7)
+    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: read_target(v, q, i), lambda *_: 0.7)
     summary = predict_corpus(corpus, predictor, folder, PROTOCOL, before.fingerprint, options=Options(0, quiet=True))
     assert summary.written == 1 and read_record(folder, ALPHA, "0") == before
 

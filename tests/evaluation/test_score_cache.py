@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from datasets.corpora.groundmore import GroundMoRe
+from evaluation.benchmark import BENCHMARKS
+from evaluation.benchmarks import groundmore
 from evaluation.engine.predict import predict_corpus
 from evaluation.engine.selection import select
 from evaluation.protocol import make_protocol
@@ -21,6 +24,7 @@ from evaluation.scoring import score as module
 from evaluation.scoring.pool import ScoringPool
 from evaluation.scoring.score import score_corpus
 from evaluation.sources import source_files, sources_digest
+from tests.targets import read_target
 
 PROTOCOL = make_protocol(num_frames=8)
 ALPHA, BETA = "alpha_0000_0004", "beta_0110_0114"
@@ -37,7 +41,7 @@ def data(corpus_paths, tmp_path):
 def folder(data, dummy_predictor, tmp_path):
     """A run folder with records of perfect masks."""
     corpus = GroundMoRe(*data)
-    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: v.read_target(q, i), lambda *_: 0.7)
+    predictor = dummy_predictor(corpus, PROTOCOL, lambda v, q, i: read_target(v, q, i), lambda *_: 0.7)
     mark = open_run(tmp_path / "out", PROTOCOL.prediction_settings())
     predict_corpus(corpus, predictor, tmp_path / "out", PROTOCOL, mark)
     return tmp_path / "out"
@@ -46,13 +50,14 @@ def folder(data, dummy_predictor, tmp_path):
 @pytest.fixture
 def made(monkeypatch):
     """Ids of the questions that are scored, not read."""
-    ids, score = [], module.score_question
+    ids, score = [], groundmore.BENCHMARK.score
 
+    @functools.wraps(score)  # with its module, whose source is in the key
     def counted(truth, record, query, *rest):
         ids.append(query.query_id)
         return score(truth, record, query, *rest)
 
-    monkeypatch.setattr(module, "score_question", counted)
+    monkeypatch.setattr(groundmore, "BENCHMARK", dataclasses.replace(groundmore.BENCHMARK, score=counted))
     return ids
 
 
@@ -146,8 +151,9 @@ def test_scores_of_an_older_version_are_made_again_without_a_word(made, data, fo
 
 
 def test_a_question_that_cannot_be_scored_is_its_own_failure_and_tried_again(made, data, folder, monkeypatch):
-    score = module.score_question
+    score = groundmore.BENCHMARK.score
 
+    @functools.wraps(score)
     def failing(truth, record, query, *rest):
         if query.query_id == "1" and record is not None:
             raise IndexError("a bug")
@@ -157,7 +163,7 @@ def test_a_question_that_cannot_be_scored_is_its_own_failure_and_tried_again(mad
         return measured
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "score_question", failing)
+        patched.setattr(groundmore, "BENCHMARK", dataclasses.replace(groundmore.BENCHMARK, score=failing))
         _, scores = scored(made, data, folder)
         json.dumps(scores, allow_nan=False)
     assert [each["status"] for each in scores] == ["ok", "failed", "failed", "ok"]
@@ -166,33 +172,35 @@ def test_a_question_that_cannot_be_scored_is_its_own_failure_and_tried_again(mad
     assert ids == "1a" and all(each["status"] == "ok" for each in scores)
 
 
-def test_every_source_that_scores_is_in_the_key(project_root, tmp_path):
+@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS.values())))
+def test_every_source_that_scores_is_in_the_key(benchmark, project_root, tmp_path):
     """What a fresh interpreter loads to score is what the key covers; editing any of it changes the key."""
+    parts = ("evaluation.scoring.score", f"evaluation.benchmarks.{benchmark}")
     code = (
-        "import sys, evaluation.scoring.score, evaluation.metrics.with_numpy, evaluation.metrics.compiled as c;"
+        f"import sys, {', '.join(parts)}, evaluation.metrics.with_numpy, evaluation.metrics.compiled as c;"
         "c.load_kernels();"
         "print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
     rooms = [project_root / room for room in ("utils", "datasets", "model", "evaluation")]
     loaded = {path for path in map(Path, done.stdout.split()) if any(room in path.parents for room in rooms)}
-    covered = source_files("evaluation.scoring.score")
+    covered = sorted({path for part in parts for path in source_files(part)})
     assert loaded == set(covered)
     names = [path.relative_to(project_root) for path in covered]
     assert {
-        Path("evaluation/scoring/measures.py"),
+        Path("evaluation/scoring/masks.py"),
         Path("evaluation/metrics/with_numba.py"),
         Path("utils/masks.py"),
     } <= set(names)
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(project_root / name, tmp_path / name)
-    before = sources_digest("evaluation.scoring.score", tmp_path)
-    assert before == module.code_digest()
+    before = [sources_digest(part, tmp_path) for part in parts]
+    assert before[0] == module.code_digest()
     for name in names:
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole + b"#")
-        assert sources_digest("evaluation.scoring.score", tmp_path) != before, name
+        assert [sources_digest(part, tmp_path) for part in parts] != before, name
         (tmp_path / name).write_bytes(whole)
 
 

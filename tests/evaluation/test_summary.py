@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from datasets.sample import QUESTION_TYPES
+from evaluation.benchmark import OVERALL, find_benchmark
 from evaluation.protocol import make_protocol
 from evaluation.report.text import format_report, result_lines
-from evaluation.scoring.summary import MEASURES, OVERALL, ROWS, SUMMARY_FORMAT, TOKENS, summarise
+from evaluation.scoring.summary import SUMMARY_FORMAT, summarise
 from utils.files import write_json
+
+MEASURES = {measure.key: measure.meaning for measure in find_benchmark().measures}
+ROWS = find_benchmark().rows
+TOKENS = {token.key: token.meaning for token in find_benchmark().kind.tokens}
 
 PROTOCOL = make_protocol(num_frames=4)
 CELL = ["mean", "stderr", "low", "high", "N"]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from training.settings import build_parser, parse_arguments
+from training.settings import build_parser
+from training.settings import parse_arguments as parse_settings
 from utils.errors import ConfigError
+from utils.flags import values_of
+
+
+def parse_arguments(argv: list[str]) -> SimpleNamespace:
+    """All values, whatever their group."""
+    return SimpleNamespace(**values_of(parse_settings(argv)))
 
 
 def arguments(tmp_path, *extra: str) -> list[str]:

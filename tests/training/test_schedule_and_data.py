@@ -16,13 +16,13 @@ from training.engine import deepspeed_config, schedule_config
 from utils.errors import DataError
 
 
-def rates(args) -> list[float]:
+def rates(flags) -> list[float]:
     """The rate each optimizer step is taken with."""
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=args.lr)
-    config = schedule_config(args)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=flags.lr)
+    config = schedule_config(flags)
     schedule = getattr(lr_schedules, config["type"])(optimizer, **config["params"])
     seen = []
-    for _ in range(args.epochs * args.steps_per_epoch):
+    for _ in range(flags.total_steps):
         seen.append(optimizer.param_groups[0]["lr"])
         schedule.step()
     return seen
@@ -30,7 +30,7 @@ def rates(args) -> list[float]:
 
 def test_warm_up_and_linear_decay(tmp_path):
     args = toy_arguments(tmp_path, "--epochs", "2", "--steps_per_epoch", "10", "--warmup_steps", "4", "--lr", "1e-3")
-    seen = rates(args)
+    seen = rates(args.optimizer)
     assert seen[:6] == pytest.approx([0, 0, 0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     falling = [1e-3 * (20 - i) / 16 for i in range(4, 19)]
     assert seen[5:] == pytest.approx(falling)
@@ -40,19 +40,21 @@ def test_cosine_ends_where_it_is_told(tmp_path):
     args = toy_arguments(
         tmp_path, "--steps_per_epoch", "20", "--lr_schedule", "cosine", "--min_lr_ratio", "0.1", "--lr", "1e-3"
     )
-    seen = rates(args)
+    seen = rates(args.optimizer)
     assert max(seen) <= 1e-3 and seen[-1] == pytest.approx(1e-4, rel=0.01)
     assert all(a >= b for a, b in zip(seen[4:], seen[5:]))
 
 
 def test_configuration(tmp_path):
-    config = deepspeed_config(toy_arguments(tmp_path), num_trainable=10**10)
+    flags = toy_arguments(tmp_path)
+    config = deepspeed_config(flags.optimizer, flags.compute, num_trainable=10**10)
     zero = config["zero_optimization"]
     assert zero["stage"] == 2 and zero["reduce_bucket_size"] == 500_000_000
     assert all(zero[name] for name in ("contiguous_gradients", "overlap_comm", "reduce_scatter"))
     assert config["gradient_clipping"] == 1.0 and config["train_micro_batch_size_per_gpu"] == 2
     assert "bf16" not in config and "fp16" not in config
-    small = deepspeed_config(toy_arguments(tmp_path, "--precision", "bf16"), num_trainable=1025)
+    flags = toy_arguments(tmp_path, "--precision", "bf16")
+    small = deepspeed_config(flags.optimizer, flags.compute, num_trainable=1025)
     assert small["zero_optimization"]["reduce_bucket_size"] == 2048 and small["bf16"] == {"enabled": True}
 
 

@@ -12,7 +12,8 @@ import torch
 
 from datasets.conversation import encode_prompt, groundmore_question
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
-from datasets.synthetic import WorldSettings, make_video, sampled_frame_indices
+from datasets.synthetic import Renderer, WorldSettings, make_video
+from datasets.synthetic.settings import sampled_frame_indices
 from datasets.tokenization import load_tokenizer
 from model import presets
 from model.answering import Request, answer, encode
@@ -77,7 +78,7 @@ def test_it_knows_no_motion(base):
     right, chance = [], []
     for index in range(40):
         video = make_video(31337, index, WorldSettings(), "test")
-        frames, _ = video.render(sampled_frame_indices(video.num_frames))
+        frames, _ = Renderer(video).render(sampled_frame_indices(video.num_frames))
         size = frames.shape[1:3]
         context = encode(model, clip(frames), sam(frames), sam.resized_size(*size), size)
         prompts = [encode_prompt(groundmore_question(q.text), "plain", tokenizer) for q in video.questions]

@@ -20,6 +20,7 @@ from evaluation.metrics import score_clip
 from model.answering import Request, answer, encode
 from model.checkpoints import load_any
 from model.presets import build
+from tests.targets import read_target
 from tests.training.conftest import small_config
 from training.checkpoints.store import read_run_card
 from training.checkpoints.weights import plain_name, read_weights
@@ -28,6 +29,7 @@ from training.export import parse_arguments as parse_export
 from training.run import changed_flags, train
 from training.settings import parse_arguments
 from utils.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from utils.flags import values_of
 from utils.video import read_frame
 
 pytestmark = pytest.mark.slow
@@ -82,8 +84,8 @@ def test_exactly_the_published_set_learns(flags, tmp_path, tiny_base):
 def test_no_frozen_tensor_moves(flags, monkeypatch):
     kept = {}
 
-    def remember(args, world, resuming):
-        kept["parts"] = prepare(args, world, resuming)
+    def remember(settings, world, resuming):
+        kept["parts"] = prepare(settings, world, resuming)
         kept["before"] = {name: value.clone() for name, value in kept["parts"].model.state_dict().items()}
         return kept["parts"]
 
@@ -106,7 +108,7 @@ def test_going_on_is_the_same_as_never_stopping(flags, tmp_path):
     train(flags("--workers", "1", "--save_every_steps", "1", "--exp_name", "whole"))
     args = flags("--workers", "1", "--save_every_steps", "1", "--max_minutes", "1e-9")
     assert train(args) == 1
-    args.max_minutes = 0.0
+    args.run.max_minutes = 0.0
     assert train(args) == 4
     whole, parts = (read_weights(tmp_path / name / "ckpt_model") for name in ("whole", "run"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -137,7 +139,7 @@ def test_init_from_takes_weights_only_and_auto_resume_wins(flags, tmp_path):
     assert train(args) == 2
     second = read_weights(tmp_path / "run" / "ckpt_model")
     assert all(torch.allclose(first[name], second[name], atol=1e-9) for name in first)
-    args.init_from = str(tmp_path / "nowhere")
+    args.run.init_from = str(tmp_path / "nowhere")
     assert train(args) == 2, "the second launch goes on and does not look at --init_from"
 
 
@@ -164,7 +166,7 @@ def test_a_checkpoint_without_latest_stops_the_run(flags, tmp_path):
 
 
 def test_changed_flags_are_reported(flags):
-    card = {"args": vars(flags("--lr", "1e-4", "--num_frames", "4"))}
+    card = {"args": values_of(flags("--lr", "1e-4", "--num_frames", "4"))}
     assert changed_flags(flags("--lr", "2e-4"), card) == ["--num_frames: 4 -> 3", "--lr: 0.0001 -> 0.0002"]
 
 
@@ -229,7 +231,7 @@ def test_overfitting_eight_samples(flags, tmp_path, tiny_corpus, tiny_base):
         prompt = encode_prompt(groundmore_question(query.text), model.config.template, tokenizer)
         (said,) = answer(model, context, [prompt], Request(eos_token_id=tokenizer.eos_id))
         assert query.answer in tokenizer.decode(said.token_ids[0])
-        truth = np.stack([record.read_target(query, int(index)) for index in chosen])
+        truth = np.stack([read_target(record, query, int(index)) for index in chosen])
         j, f = score_clip(truth, (said.masks > 0).numpy())
         scores.append((j.mean() + f.mean()) / 2)
         inside = query.in_window(chosen)

@@ -21,7 +21,8 @@ from training.checkpoints.store import CheckpointStore
 from training.engine import Trainer, start_engine
 from training.program import run_program
 from training.run_folder import hold_run_folder
-from training.settings import build_parser
+from training.settings import TrainingSettings, build_parser
+from utils.flags import parse, values_of
 from utils.processes.distributed import World, start_world
 
 
@@ -73,22 +74,24 @@ class ToyNet(nn.Module):
 
 def toy_arguments(folder: Path, *extra: str):
     """Flags of a short toy run, unchecked (it needs no corpus and no base)."""
-    return build_parser().parse_args(
+    return parse(
+        TrainingSettings, build_parser(), "the toy cannot start",
         ["--version", "toy", "--log_base_dir", str(folder), "--exp_name", "toy", "--precision", "fp32",
          "--epochs", "3", "--steps_per_epoch", "4", "--grad_accumulation_steps", "2", "--batch_size", "2",
          "--warmup_steps", "2", "--lr", "0.05", "--workers", "0", "--keep_ckpt_every", "2", *extra]
     )  # fmt: skip
 
 
-def toy_trainer(args, world: World, data: ToyData | None = None, **options) -> tuple[Trainer, CheckpointStore]:
+def toy_trainer(settings, world: World, data: ToyData | None = None, **options) -> tuple[Trainer, CheckpointStore]:
     """Trainer and store of a toy run."""
-    torch.manual_seed(args.seed)
-    net = ToyNet(dropout=0.2 if args.lora_dropout else 0.0)
-    torch.manual_seed(args.seed + 1 + world.rank)
-    store = CheckpointStore(Path(args.log_base_dir) / args.exp_name, world)
-    engine = start_engine(net, args, world)
+    seed = settings.run.seed
+    torch.manual_seed(seed)
+    net = ToyNet(dropout=0.2 if settings.trainable.lora_dropout else 0.0)
+    torch.manual_seed(seed + 1 + world.rank)
+    store = CheckpointStore(settings.run.folder, world)
+    engine = start_engine(net, settings.optimizer, settings.compute, world)
     return Trainer(
-        engine, data or ToyData(), collate, args, world, store, {"args": vars(args)},
+        engine, data or ToyData(), collate, settings, world, store, {"args": values_of(settings)},
         name_samples=lambda batch: [str(n) for n in batch.numbers], **options,
     ), store  # fmt: skip
 
@@ -107,12 +110,12 @@ def kill_inside_save(trainer: Trainer, at_step: int) -> None:
     storage.save = save
 
 
-def work(args, hooks: dict[str, int]) -> None:
+def work(settings, hooks: dict[str, int]) -> None:
     """What train_ds.py does, with the toy."""
     world = start_world(use_cuda=False)
-    folder = Path(args.log_base_dir)
-    with hold_run_folder(folder / args.exp_name, world, patience=0.5):
-        trainer, store = toy_trainer(args, world, ToyData(hooks.get("--kill_at_item")))
+    folder = Path(settings.run.log_base_dir)
+    with hold_run_folder(settings.run.folder, world, patience=0.5):
+        trainer, store = toy_trainer(settings, world, ToyData(hooks.get("--kill_at_item")))
         first = store.load(trainer.engine, store.rolling)["step"] if store.recover() else 0
         if "--kill_while_saving" in hooks:
             kill_inside_save(trainer, hooks["--kill_while_saving"])
@@ -130,7 +133,7 @@ def main() -> int:
     while argv and argv[0] in ("--kill_at_item", "--kill_while_saving", "--limit_file_size"):
         hooks[argv[0]] = int(argv[1])
         argv = argv[2:]
-    return run_program(lambda: toy_arguments(folder, *argv), lambda args: work(args, hooks))
+    return run_program(lambda: toy_arguments(folder, *argv), lambda settings: work(settings, hooks))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ class Adapters:
     alpha: float
     targets: tuple[str, ...]
 
+    @classmethod
+    def of_flags(cls, r: int, alpha: float, targets: str) -> Adapters | None:
+        """What ``--lora_r``, ``--lora_alpha`` and ``--lora_target_modules`` say; None without adapters."""
+        return cls(r, float(alpha), tuple(sorted(part.strip() for part in targets.split(",")))) if r else None
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -115,8 +115,7 @@ def _told_beside(folder: Path) -> Provenance | None:
     args = read_run_card(folder).get("args", {}) if is_checkpoint(folder) else {}
     adapters = None
     if args.get("lora_r"):
-        targets = tuple(sorted(part.strip() for part in args["lora_target_modules"].split(",")))
-        adapters = Adapters(args["lora_r"], float(args["lora_alpha"]), targets)
+        adapters = Adapters.of_flags(args["lora_r"], args["lora_alpha"], args["lora_target_modules"])
     network = network_of(MoraConfig.from_dict(stored))
     return Provenance(network, adapters, args.get("trainable", "all"), precision=args.get("precision", ""))
 

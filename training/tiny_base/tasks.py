@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.conversation import build_example, segmentation_answer, segmentation_question
 from datasets.pixels import ClipPreprocessor, SamPreprocessor
-from datasets.synthetic import COLOURS, SHAPES, WorldSettings, make_still_video
+from datasets.synthetic import COLOURS, SHAPES, Renderer, WorldSettings, make_still_video
 from datasets.tokenization import MoraTokenizer
 from utils.batch import MoraBatch, PixelRule, QuestionTensors, VideoTensors
 
@@ -93,7 +93,7 @@ class StillTasks:
         worlds, tensors = [], []
         for number in range(index * videos, (index + 1) * videos):
             world = make_still_video(seed, number, self.settings, self.num_frames)
-            frames, id_maps = world.render(range(self.num_frames))
+            frames, id_maps = Renderer(world).render(range(self.num_frames))
             worlds.append((world, id_maps))
             tensors.append(self.tensors(world, frames, id_maps, np.random.default_rng([seed, number, 7])))
         return MoraBatch(tensors), worlds
