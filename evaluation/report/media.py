@@ -53,27 +53,15 @@ def thumbnail(path: str | Path, share: int) -> str | None:
             frame = image.convert("RGB")
     except (OSError, SyntaxError, ValueError):
         return None
-    data = _lossless(frame) if max(frame.size) <= SMALL_SIDE else b""
-    for width, quality in _ATTEMPTS:
-        if 0 < len(data) <= share:
+    small = [(frame.width, {"lossless": True, "quality": 60, "method": 4})] if max(frame.size) <= SMALL_SIDE else []
+    for width, options in [*small, *((width, {"quality": quality, "method": 3}) for width, quality in _ATTEMPTS)]:
+        height = max(1, round(frame.height * width / frame.width))
+        fitting = frame if frame.width <= width else frame.resize((width, height), Image.Resampling.BOX)
+        stream = io.BytesIO()
+        fitting.save(stream, "WEBP", **options)
+        if stream.tell() <= share:
             break
-        data = _lossy(frame, width, quality)
-    return base64.b64encode(data).decode("ascii")
-
-
-def _lossless(frame: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    frame.save(stream, "WEBP", lossless=True, quality=60, method=4)
-    return stream.getvalue()
-
-
-def _lossy(frame: Image.Image, width: int, quality: int) -> bytes:
-    """WebP no wider than ``width``."""
-    if frame.width > width:
-        frame = frame.resize((width, max(1, round(frame.height * width / frame.width))), Image.Resampling.BOX)
-    stream = io.BytesIO()
-    frame.save(stream, "WEBP", quality=quality, method=3)
-    return stream.getvalue()
+    return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def outline_grid(height: int, width: int) -> tuple[int, int]:
@@ -109,13 +97,8 @@ def outline(mask: np.ndarray) -> str:
         parts = [_path(cv2.approxPolyDP(contour, tolerance, True)[:, 0]) for contour in contours]
         if sum(map(len, parts)) <= MAX_PATH:
             return "".join(parts)
-    kept, length = [], 0
-    for part in parts:
-        if kept and length + len(part) > MAX_PATH:
-            break
-        kept.append(part)
-        length += len(part)
-    return "".join(kept)
+    room = np.searchsorted(np.cumsum([len(part) for part in parts]), MAX_PATH, side="right")
+    return "".join(parts[: max(1, room)])
 
 
 def _to_grid(mask: np.ndarray, width: int, height: int) -> np.ndarray:
