@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluation.benchmark import OVERALL, Benchmark, benchmark_of, find_benchmark
 from evaluation.comparison import COMPARISON_FORMAT, compare, read_scored_run
 from evaluation.outputs import note_foreign_file, note_own_place
-from evaluation.report.text import layout
+from evaluation.report import layout
 from utils.errors import ConfigError, DataError, MoraError, Problems
 from utils.files import read_json, write_json
 from utils.paths import user_path

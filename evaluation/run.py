@@ -22,8 +22,7 @@ from evaluation.engine.selection import Selected, select
 from evaluation.engine.shards import share_of
 from evaluation.protocol import Protocol
 from evaluation.records import open_run, read_run
-from evaluation.report.page import write_report_page
-from evaluation.report.text import format_report, write_results
+from evaluation.report import format_report, write_report_page, write_results
 from evaluation.scoring.pool import ScoringPool
 from evaluation.scoring.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
 from evaluation.scoring.summary import summarise

@@ -1,1 +1,15 @@
 """What people look at: text tables, the page and its pictures."""
+
+from evaluation.report.html import LIMIT, write_report_page
+from evaluation.report.opening import add_run_flags, read_evaluation
+from evaluation.report.text import format_report, layout, write_results
+
+__all__ = [
+    "LIMIT",
+    "add_run_flags",
+    "format_report",
+    "layout",
+    "read_evaluation",
+    "write_report_page",
+    "write_results",
+]

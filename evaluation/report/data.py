@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +15,10 @@ from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record
 from evaluation.report.failures import Verdict, judge, names
 from evaluation.report.media import SMALL_SIDE, frame_share, outline, outline_grid, thumbnail
-from evaluation.scoring.truth import ClipTruth, Truth
+from evaluation.scoring.truth import Truth, question_window
 from utils.errors import DataError
 from utils.masks import decode_rle
+from utils.video import frame_size
 
 MAX_FRAMES = 20
 """Frames shown per question; of more, as many are taken evenly."""
@@ -70,12 +72,15 @@ def gallery_data(
     share = frame_share(sum(map(len, indices.values())))
 
     def build(name: str) -> dict:
-        return _video(by_id[name], wanted[name], indices[name], output_dir, protocol, share)
+        video, frames = by_id[name], indices[name]
+        truths = benchmark.kind.truths(video, frames, protocol)
+        return _video(video, wanted[name], frames, output_dir, truths, protocol, share)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         built = dict(zip(wanted, pool.map(build, wanted)))
     return {
-        "names": list(names("perfect_timing" in benchmark.rows)),
+        "names": list(names(benchmark.rows)),
+        "timed": "perfect_timing" in benchmark.rows,
         "measures": [[measure.key, measure.label, measure.format] for measure in benchmark.columns("detail")],
         "refined": protocol.loc_refine,
         "threshold": protocol.loc_threshold,
@@ -106,7 +111,6 @@ def _frames_shown(video: VideoRecord, protocol: Protocol) -> np.ndarray:
 
 def _question(score: dict, verdict: Verdict) -> dict:
     """What the list, the filters and the head of the details need."""
-    row = score["rows"]["model"]
     entry = {
         "video": score["video_id"],
         "id": score["query_id"],
@@ -118,17 +122,15 @@ def _question(score: dict, verdict: Verdict) -> dict:
         "loss": _round(verdict.loss),
         "timing": _round(verdict.timing_loss),
         "masks": _round(verdict.mask_loss),
-        "scores": {key: _round(value) for key, value in row.items()},
-        "forced": [token for token in ("seg", "loc") if score[f"forced_{token}"]],
+        "scores": {key: _round(value) for key, value in score["rows"]["model"].items()},
+        "forced": [token for token in ("seg", "loc") if score.get(f"forced_{token}")],
     }
-    frames = score["frames"]
+    frames = score.get("frames")
     if frames is not None:
+        flags = {"window": "in_window", "visible": "visible", "shown": "shown", "kept": "kept"}
         entry["frames"] = {
             "index": frames["index"],
-            "window": _bits(frames["in_window"]),
-            "visible": _bits(frames["visible"]),
-            "shown": _bits(frames["shown"]),
-            "kept": _bits(frames["kept"]),
+            **{name: _bits(frames[key]) for name, key in flags.items()},
             "J": [_round(value) for value in frames["J"]],
             "loc": None if frames["loc"] is None else [_round(value) for value in frames["loc"]],
         }
@@ -140,52 +142,58 @@ def _video(
     wanted: Sequence[tuple[dict, dict]],
     indices: np.ndarray,
     output_dir: str,
+    truths: Callable[[Question], Any],
     protocol: Protocol,
     share: int,
 ) -> dict:
-    """Thumbnails of one video; adds to each of its wanted questions what was said and the outlines."""
-    questions = {query.query_id: query for query in video.questions}
-    size, outlines = None, {}
+    """Thumbnails of one video; adds to each of its wanted questions what was said, the outlines and the points."""
+    questions = {question.query_id: question for question in video.questions}
+    images = [thumbnail(video.frame_paths[index], share) for index in indices]
+    size, outlines = _size(video), {}
     for score, entry in wanted:
-        query = questions[score["query_id"]]
-        truth = _truth(video, query, indices, protocol)
+        question = questions[score["query_id"]]
+        try:
+            truth = truths(question)
+        except DataError:
+            truth = None  # the score says so, and the page shows the frames alone
+        shown = entry["picture"] = {"window": [0] * len(indices), "truth": None, "masks": None, "points": None}
+        entry["span"] = list(question.window) if question.window is not None else None
         if truth is not None:
+            shown["window"] = _bits(question_window(question, indices, protocol))
+        if isinstance(truth, Truth):
             size = truth.size
-            if query.object_ids not in outlines:
-                outlines[query.object_ids] = [outline(mask) for mask in truth.masks()]
-        record = read_record(output_dir, *_key(score)) if score["status"] == "ok" else None
-        if record is not None:
+            if question.object_ids not in outlines:
+                outlines[question.object_ids] = [outline(mask) for mask in truth.masks()]
+            shown["truth"] = outlines[question.object_ids]
+        if score["status"] != "ok":
+            continue
+        record = read_record(output_dir, *_key(score))
+        entry["said"] = _said(record)
+        places = np.searchsorted(np.asarray(record.frame_indices), indices)
+        if record.kind == "masks":
             size = tuple(record.size)
-            entry["said"] = _said(record)
-        entry["picture"] = {
-            "window": _bits(truth.in_window) if truth is not None else [0] * len(indices),
-            "truth": outlines.get(query.object_ids) if truth is not None else None,
-            "masks": None if record is None else _predicted(record, indices),
-        }
-        entry["span"] = list(query.window) if query.window is not None else None
+            masks = [record.masks[place] for place in places]
+            # Before refinement: what it empties is drawn as emptied.
+            shown["masks"] = ["" if rle is None else outline(decode_rle(rle)) for rle in masks]
+        elif record.kind == "points":
+            shown["points"] = [record.points[place] or [] for place in places]
     grid = outline_grid(*size) if size is not None else (16, 9)
     return {
         "total": len(video.frame_paths),
         "index": indices.tolist(),
-        "images": [thumbnail(video.frame_paths[index], share) for index in indices],
+        "images": images,
         "grid": list(grid),
+        "size": list(size or grid[::-1]),
         "sharp": size is not None and max(size) <= SMALL_SIDE,
     }
 
 
-def _truth(video: VideoRecord, query: Question, indices: np.ndarray, protocol: Protocol) -> Truth | None:
-    """Ground truth, or None where it cannot be read: the score says so, and the page shows the frames alone."""
+def _size(video: VideoRecord) -> tuple[int, int] | None:
+    """(H, W) of the frames, or None if the first cannot be read."""
     try:
-        return ClipTruth(video, indices, protocol)(query)
+        return frame_size(video.frame_paths[0])
     except DataError:
         return None
-
-
-def _predicted(record: Record, indices: np.ndarray) -> list[str]:
-    """Outlines of the masks before refinement, on some of the record's frames."""
-    places = np.searchsorted(np.asarray(record.frame_indices), indices)
-    masks = [record.masks[place] for place in places]
-    return ["" if rle is None else outline(decode_rle(rle)) for rle in masks]
 
 
 def _said(record: Record) -> list[str]:

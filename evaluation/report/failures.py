@@ -12,7 +12,7 @@ The rules are tried in the order of :data:`NAMES`; the first that holds gives th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,10 +68,10 @@ class Verdict:
     mask_loss: float
 
 
-def names(timed: bool) -> dict[str, str]:
-    """Name -> rule: :data:`NAMES`, or the short list of a benchmark without the row ``perfect_timing``."""
+def names(rows: Collection[str]) -> dict[str, str]:
+    """Name -> rule: :data:`NAMES`, or a short list where the benchmark's rows do not tell timing from masks."""
     plain = {"good": f"loses at most {GOOD_LOSS}", "poor": f"loses more than {GOOD_LOSS}"}
-    return NAMES if timed else {"failed": NAMES["failed"], **plain}
+    return NAMES if "perfect_timing" in rows else {"failed": NAMES["failed"], **plain}
 
 
 def judge(score: dict, headline: str = "JF") -> Verdict:
@@ -130,7 +130,7 @@ def breakdown(scores: Sequence[dict], benchmark: Benchmark) -> list[dict]:
     """
     verdicts = [judge(score, benchmark.measures[0].key) for score in scores]
     table = []
-    for name, meaning in names("perfect_timing" in benchmark.rows).items():
+    for name, meaning in names(benchmark.rows).items():
         group = [verdict for verdict in verdicts if verdict.name == name]
         table.append(
             {

@@ -18,6 +18,9 @@ RESERVED = ",#:\\"
 _FINAL = {"J": "J (Jaccard Index)", "F": "F (F-measure)", "JF": "JF (Average of J and F)"}
 """Names of the means in the final block of the text result, in its order."""
 
+_FAILED_OF_MASKS = """ in J, F and J&F, and also in the window, in temporal IoU
+and in right object if its ground truth is readable; it is left out of the false positives and the answers"""
+
 
 def write_results(
     output_dir: str | Path, result_file: str | Path, scores: Sequence[dict], summary: dict, protocol: Protocol
@@ -142,35 +145,35 @@ def _margin(summary: dict, row: str) -> dict | None:
 
 def count_sentences(summary: dict) -> list[str]:
     """What was counted, for terminal and page."""
-    counts = summary["counts"]
-    frames = counts["listed_frames"] or 1
-    lines = [
-        f"{counts['questions']} questions about {counts['videos']} videos, {counts['listed_frames']} listed frames",
-        f"[low, high]: {_interval_method(summary)}",
-        f"{counts['listed_frames_with_empty_truth'] / frames:.1%} of the listed frames have an empty ground truth: "
-        "what silence scores there is 1",
-        f"{counts['window_frames_without_mask_file']} in-window frames have no mask file (taken as empty), "
-        f"{counts['questions_without_frame_in_window']} questions have no listed frame in their window",
-        f"no [SEG] in {counts['questions_without_seg']} answers, no [LOC] in {counts['questions_without_loc']}; "
-        f"appended: [SEG] to {counts['questions_with_forced_seg']}, [LOC] to {counts['questions_with_forced_loc']}",
-    ]
-    if counts["questions_of_no_known_type"]:
+    counts, benchmark = summary["counts"], benchmark_of(summary)
+    about = f"{counts['questions']} questions about {counts['videos']} videos"
+    method = f"[low, high]: {_interval_method(summary)}"
+    lines = [about, method]
+    if benchmark.kind.name == "masks":
+        frames = counts["listed_frames"] or 1
+        lines = [
+            f"{about}, {counts['listed_frames']} listed frames",
+            method,
+            f"{counts['listed_frames_with_empty_truth'] / frames:.1%} of the listed frames have an empty ground truth: "
+            "what silence scores there is 1",
+            f"{counts['window_frames_without_mask_file']} in-window frames have no mask file (taken as empty), "
+            f"{counts['questions_without_frame_in_window']} questions have no listed frame in their window",
+            f"no [SEG] in {counts['questions_without_seg']} answers, no [LOC] in {counts['questions_without_loc']}; "
+            f"appended: [SEG] to {counts['questions_with_forced_seg']}, [LOC] to {counts['questions_with_forced_loc']}",
+        ]
+    if benchmark.groups and counts["questions_of_no_known_type"]:
         lines.append(f"{counts['questions_of_no_known_type']} questions of no known type count in {OVERALL} only")
     return lines
 
 
 def _failure_lines(summary: dict, limit: int = 20) -> list[str]:
     """How failures were counted, and which there were."""
-    failures = summary["failures"]
-    silent = summary["counts"]["questions_without_seg"]
+    failures, silent = summary["failures"], summary["counts"].get("questions_without_seg")
     no_token = [f"NO [SEG] in {silent} answers; each counts as empty masks (missing_mask)"] if silent else []
     if not failures:
         return ["no question failed", *no_token]
-    lines = [
-        *no_token,
-        f"FAILED: {len(failures)} questions; each counts as 0 in J, F and J&F, and also in the window, in temporal IoU",
-        "and in right object if its ground truth is readable; it is left out of the false positives and the answers:",
-    ]
+    counted = _FAILED_OF_MASKS if "perfect_timing" in summary["rows"] else ""
+    lines = [*no_token, f"FAILED: {len(failures)} questions; each counts as 0{counted}:"]
     lines += [
         f"  {one_line(failure['video_id'])}, {one_line(failure['query_id'])}: {one_line(failure['reason'])}"
         for failure in failures[:limit]

@@ -12,8 +12,7 @@ import pytest
 from datasets.corpora.groundmore import GroundMoRe
 from evaluation.protocol import Protocol
 from evaluation.records import Record, frames_digest, open_run, read_run, write_record
-from evaluation.report.page import write_report_page
-from evaluation.report.text import write_results
+from evaluation.report import write_report_page, write_results
 from evaluation.scoring.score import score_corpus
 from evaluation.scoring.summary import summarise
 from utils.masks import encode_rle

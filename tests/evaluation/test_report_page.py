@@ -16,8 +16,8 @@ from PIL import Image
 from datasets.corpora.groundmore import GroundMoRe
 from evaluation.report import page as report_page
 from evaluation.report.data import choose
+from evaluation.report.html import embedded_json, write_report_page
 from evaluation.report.media import MAX_PATH, outline, outline_grid, thumbnail
-from evaluation.report.page import embedded_json, write_report_page
 from tests.evaluation.report_run import (
     ALPHA,
     BETA,

@@ -33,7 +33,7 @@ function picture(question, k) {
 }
 
 function overlay(question, k, width, height) {
-  const { truth, masks, window } = question.picture;
+  const { truth, masks, points, window } = question.picture;
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   const emptied = frameFacts(question, k).emptied ? " emptied" : "";
   if (masks && masks[k]) svg.append(draw("path", { class: `pred${emptied}`, d: masks[k] }));
@@ -41,6 +41,10 @@ function overlay(question, k, width, height) {
     const outside = window[k] ? "" : " outside";
     svg.append(draw("path", { class: `truth-back${outside}`, d: truth[k] }));
     svg.append(draw("path", { class: `truth${outside}`, d: truth[k] }));
+  }
+  const [rows, columns] = DATA.videos[question.video].size;
+  for (const [x, y] of points ? points[k] : []) {
+    svg.append(draw("circle", { class: "pred point", cx: (x / columns) * width, cy: (y / rows) * height, r: width / 60 }));
   }
   return svg;
 }
@@ -130,9 +134,9 @@ function scoreList(question) {
 function lossBar(question) {
   const svg = draw("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
   const line = make("p", { class: "loss" }, make("span", {}, `lost ${number(question.loss)}`), svg);
-  if (question.name === "failed") {
+  if (question.name === "failed" || !DATA.timed) {
     svg.append(draw("rect", { class: "rest", width: question.loss, height: 1 }));
-    line.append(make("span", {}, "no prediction"));
+    if (question.name === "failed") line.append(make("span", {}, "no prediction"));
     return line;
   }
   const timing = Math.min(Math.max(question.timing, 0), question.loss);
