@@ -55,6 +55,13 @@ def known_fields(values: Mapping[str, Any]) -> dict[str, tuple[Any, fields.Rule]
     return {**FIELDS, **(kind.fields if kind else {})}
 
 
+def field_names(values: Mapping[str, Any]) -> set[str]:
+    """Names of all fields that may stand in a configuration with the backbone of ``values``."""
+    kind = _backbone(values)
+    parts = {*(kind.parts if kind else ()), "sam_config"}
+    return {*known_fields(values), *parts, *PretrainedConfig().to_dict(), "torch_dtype"}
+
+
 def _plain(value: Any) -> Any:
     """The fields of a configuration object; anything else as it is."""
     return value.to_dict() if isinstance(value, PretrainedConfig) else value
@@ -181,9 +188,7 @@ def stored_config(saved: Mapping[str, Any], path: Path) -> MoraConfig:
         ConfigError: with every field that is unknown or cannot be used.
     """
     problems = Problems()
-    kind = _backbone(saved)
-    known = {*known_fields(saved), *(kind.parts if kind else ()), *MoraConfig().to_dict(), "torch_dtype"}
-    for name in sorted(saved.keys() - known):
+    for name in sorted(saved.keys() - field_names(saved)):
         if not name.startswith("_"):
             problems.add(name, "not a field of MoraConfig; remove it, or use the version of the program that wrote it")
     note_wrong_values(saved, problems)

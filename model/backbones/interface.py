@@ -28,8 +28,8 @@ class Backbone(ABC):
     them, which are those of a checkpoint.
 
     Args:
-        config: the :class:`model.config.MoraConfig`. Its ``text_config`` always has ``hidden_size``, ``vocab_size`` and
-            ``eos_token_id``.
+        config: the :class:`model.config.MoraConfig`. Its ``text_config`` always has ``hidden_size``, ``vocab_size``,
+            ``eos_token_id``, ``pad_token_id`` and ``tie_word_embeddings``.
         networks: what :meth:`networks` made.
 
     Attributes:

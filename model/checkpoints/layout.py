@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from model.checkpoints.report import LoadReport
-from model.config import MoraConfig
+from model.config import MoraConfig, field_names
 from utils.errors import ConfigError, Problems
 
 
@@ -58,7 +58,7 @@ def build_config(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mor
     Raises:
         ConfigError: overrides that are no fields of :class:`model.config.MoraConfig`, values that cannot be used.
     """
-    strange = sorted(overrides.keys() - MoraConfig().to_dict().keys())
+    strange = sorted(overrides.keys() - field_names(stored))
     if strange:
         raise ConfigError(f"{', '.join(strange)}: not a field of MoraConfig; its fields are in model/config.py")
     return MoraConfig(**{**stored, **overrides})
@@ -69,7 +69,7 @@ def new_parts(before: MoraConfig, config: MoraConfig) -> list[str]:
     parts = []
     if before.loc_mode == "none" and config.loc_mode != "none":
         parts.append("loc_head.*")
-    if config.frame_time_embedding and not before.frame_time_embedding:
+    if getattr(config, "frame_time_embedding", False) and not before.frame_time_embedding:
         parts.append("projector.frame_time.*")
     return parts
 
