@@ -101,7 +101,7 @@ class Answer:
             Forced tokens are included.
         masks: float32 logits [T, H, W], above 0 is inside; the highest of several, ``NO_MASK_LOGIT`` without one. If a
             threshold was given bool, the union of several.
-        has_seg: bool [T], whether a [SEG] stands behind the frame's mask.
+        has_seg: bool [T] on the CPU, whether a [SEG] stands behind the frame's mask.
         loc_probs: float32 [T] in 0..1, or None without a [LOC] head or token.
         forced_seg: a missing [SEG] was appended in some row.
         forced_loc: a missing [LOC] was appended in some row.
@@ -325,7 +325,7 @@ def _masks(
     request: Request,
     checks: FiniteChecks,
 ) -> tuple[Tensor, Tensor]:
-    """Masks of all questions: logits float32 [K, T, H, W], or bool above the threshold; and has_seg bool [K, T]."""
+    """All masks: logits float32 [K, T, H, W], or bool above the threshold; and has_seg bool [K, T], on the CPU."""
     frames, threshold = context.num_frames, request.mask_threshold
     states, owners, prompts, places = [], [], [], []
     for number, question in enumerate(questions):
@@ -361,7 +361,7 @@ def _masks(
             for mask, number, frame in zip(part, owners[start:], places[start:]):
                 # The highest logit of several masks; of thresholded ones, their union.
                 drawn[number, frame] = torch.maximum(drawn[number, frame], mask)
-    return drawn, has_seg.to(device)
+    return drawn, has_seg
 
 
 def _times(

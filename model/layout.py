@@ -304,14 +304,9 @@ def place_questions(
 def _examine(batch: MoraBatch, visuals: Sequence[Visual], seg_id: int, loc_id: int | None) -> list[PlacedQuestion]:
     """Examine the questions of a batch and cut them after their images; see :func:`place_questions`."""
     questions = [(v, i, q) for v, video in enumerate(batch.videos) for i, q in enumerate(video.questions)]
-    tensors = [t.flatten() for _, _, q in questions for t in (q.input_ids, q.labels, q.mask_frames)]
-    flat, values = torch.cat(tensors).tolist(), []  # off their device in one transfer
-    for tensor in tensors:
-        values.append(flat[: len(tensor)])
-        del flat[: len(tensor)]
     result = []
-    for number, (v, i, question) in enumerate(questions):
-        ids, labels, mask_frames = values[3 * number : 3 * number + 3]
+    for v, i, question in questions:
+        ids, labels, mask_frames = (t.tolist() for t in (question.input_ids, question.labels, question.mask_frames))
         where = f"video {batch.videos[v].video_id!r}, question {i}"
         if len(ids) != len(labels):
             raise DataError(f"{where}: {len(ids)} input_ids but {len(labels)} labels")

@@ -94,25 +94,26 @@ class MoraBatch:
     videos: list[VideoTensors]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> MoraBatch:
-        """Move to a device; ``dtype`` is applied to pixels only (targets stay as they are)."""
+        """Move pixels and targets to a device; ``dtype`` is applied to pixels only.
 
-        def move(tensor: Tensor | None, cast: bool = False) -> Tensor | None:
-            if tensor is None:
-                return None
-            return tensor.to(device=device, dtype=dtype if cast else None, non_blocking=True)
+        Token ids, labels and frame numbers stay on the host, where rows are laid out: to fetch them would be to wait
+        for everything that the device was given before.
+        """
 
-        videos = []
-        for video in self.videos:
-            questions = [
-                dataclasses.replace(q, **{f.name: move(getattr(q, f.name)) for f in dataclasses.fields(q)})
-                for q in video.questions
-            ]
-            videos.append(
+        def move(tensor: Tensor | None, to_dtype: torch.dtype | None = None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, to_dtype, non_blocking=True)
+
+        return MoraBatch(
+            [
                 dataclasses.replace(
                     video,
-                    clip_pixels=move(video.clip_pixels, cast=True),
-                    sam_pixels=move(video.sam_pixels, cast=True),
-                    questions=questions,
+                    clip_pixels=move(video.clip_pixels, dtype),
+                    sam_pixels=move(video.sam_pixels, dtype),
+                    questions=[
+                        dataclasses.replace(q, masks=move(q.masks), in_window=move(q.in_window))
+                        for q in video.questions
+                    ],
                 )
-            )
-        return MoraBatch(videos)
+                for video in self.videos
+            ]
+        )

@@ -147,7 +147,7 @@ class MoraPredictor:
         probs = answer.loc_probs
         return Prediction(
             masks=answer.masks.cpu().numpy(),
-            has_seg=answer.has_seg.cpu().numpy(),
+            has_seg=answer.has_seg.numpy(),
             loc_probs=None if probs is None else probs.float().cpu().numpy(),
             answers=[self.tokenizer.decode(ids) for ids in answer.token_ids],
             forced_seg=answer.forced_seg,

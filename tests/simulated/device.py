@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "simulated"
@@ -59,15 +58,18 @@ class Device:
     Attributes:
         reads: "operation at file:line" of each wait for a result.
         uploads: likewise of each blocking copy to the device.
+        refused: what a backward pass that still runs did wrong.
     """
 
     reads: list[str] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def forget(self) -> None:
         """Start counting anew."""
         self.reads.clear()
         self.uploads.clear()
+        self.refused.clear()
 
 
 class SimulatedTensor(Tensor):
@@ -136,7 +138,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        tensors = list(_tensors((*args, *kwargs.values())))
         here = [tensor for tensor in tensors if isinstance(tensor, SimulatedTensor)]
         there = [tensor for tensor in tensors if not isinstance(tensor, SimulatedTensor)]
         if "device" in kwargs and kwargs["device"] is not None:
@@ -160,7 +162,7 @@ class _Operations(TorchDispatchMode):
             return 0  # the plain route, which is made of operations that this device has
         if not here and not to_device:
             return func(*args, **kwargs)
-        held_args, held_kwargs = tree_map(_held, (args, kwargs))
+        held_args, held_kwargs = _map(_held, args), {name: _map(_held, value) for name, value in kwargs.items()}
         if _is_on_device(held_kwargs.get("device")):
             held_kwargs["device"] = torch.device("cpu")
         if held_kwargs.get("pin_memory"):
@@ -170,7 +172,7 @@ class _Operations(TorchDispatchMode):
             return args[0]
         if not to_device:
             return result
-        wrapped = tree_map(lambda leaf: SimulatedTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
+        wrapped = _map(lambda leaf: SimulatedTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
         return return_and_correct_aliasing(func, args, kwargs, wrapped) if here else wrapped
 
     def _copied(self, func: Any, to_device: bool, from_device: bool, non_blocking: bool, source: Tensor) -> None:
@@ -194,7 +196,10 @@ class _Operations(TorchDispatchMode):
         strange = [t for t in there if not any(t is each for each in allowed) or any(t is each for each in written)]
         if strange:
             what = ", ".join(f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}" for tensor in strange)
-            raise WrongDevice(f"{func} at {_where()} mixes tensors of the device with {what}")
+            message = f"{func} at {_where()} mixes tensors of the device with {what}"
+            if torch._C._current_graph_task_id() == -1:
+                raise WrongDevice(message)
+            self.device.refused.append(message)  # an error inside a backward pass would end the process
 
     def _indexed(self, func: Any, args: Any) -> None:
         """Note what indices cost: CPU ones are uploaded; masks become places, and the host must know how many."""
@@ -206,6 +211,29 @@ class _Operations(TorchDispatchMode):
         note = f"{func} at {_where()}"
         self.device.reads += [note for mask in masks if isinstance(mask, SimulatedTensor)]
         self.device.uploads += [note for i in indices if not isinstance(i, SimulatedTensor) and i.numel()]
+
+
+@functools.cache
+def _written_places(func: Any) -> list[int]:
+    """Which arguments an operation writes to."""
+    facts = [argument.alias_info for argument in func._schema.arguments]
+    return [place for place, fact in enumerate(facts) if fact is not None and fact.is_write]
+
+
+def _map(function: Callable[[Any], Any], value: Any) -> Any:
+    """The function applied to what lists and tuples hold; other containers are no arguments of operations."""
+    if isinstance(value, list | tuple):
+        return type(value)([_map(function, item) for item in value])
+    return function(value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors among arguments."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _held(leaf: Any) -> Any:
@@ -225,6 +253,10 @@ class _Functions(TorchFunctionMode):
 
     MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
 
+    def __init__(self, device: Device):
+        super().__init__()
+        self.device = device
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self.MAKERS and _is_on_device(kwargs.get("device")):
@@ -234,7 +266,10 @@ class _Functions(TorchFunctionMode):
             index = tuple(map(_as_index, args[1])) if isinstance(args[1], tuple) else _as_index(args[1])
             values = (torch.tensor(v, dtype=args[0].dtype) if isinstance(v, int | float) else v for v in args[2:])
             args = (args[0], index, *values)  # CUDA as well is given numbers as they are
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self.device.refused:
+            raise WrongDevice("\n".join(self.device.refused))
+        return result
 
 
 class _Hooks(torch._C._acc.PrivateUse1Hooks):
@@ -261,6 +296,15 @@ class _Module(_DummyBackendModule):
     def device_count(self) -> int:
         return int(_Hooks.present)
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.get_rng_state()  # the device draws its random numbers from the CPU's generator
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
 
 @functools.cache
 def _register() -> None:
@@ -278,7 +322,7 @@ def simulated() -> Iterator[Device]:
     device = Device()
     _Hooks.present = True
     try:
-        with torch.autograd.set_multithreading_enabled(False), _Operations(device), _Functions():
+        with torch.autograd.set_multithreading_enabled(False), _Operations(device), _Functions(device):
             yield device
     finally:
         _Hooks.present = False

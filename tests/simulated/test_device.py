@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tests.simulated.device import SimulatedTensor, WrongDevice, simulated
 
@@ -133,6 +134,33 @@ def test_learns_as_the_cpu_does(device):
     assert not device.reads
     for (name, expected), actual in zip(here.named_parameters(), there.parameters()):
         torch.testing.assert_close(actual.cpu(), expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+class MixesInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad + torch.zeros(6)
+
+
+def test_a_backward_pass_is_watched(device):
+    leaf = ramp().requires_grad_()
+    with pytest.raises(WrongDevice, match=r"test_device\.py:\d+ mixes"):
+        MixesInBackward.apply(leaf).sum().backward()
+    device.forget()
+    leaf.grad = None
+    (leaf * 2).sum().backward()
+    assert leaf.grad.tolist() == [2.0] * 6
+
+
+def test_recomputed_parts_draw_the_same_numbers(device):
+    leaf = ramp(100).requires_grad_()
+    drawn = checkpoint(F.dropout, leaf, use_reentrant=False)
+    drawn.sum().backward()
+    assert torch.equal(leaf.grad, (drawn > 0).float() * 2) or torch.equal(leaf.grad[1:], (drawn > 0)[1:].float() * 2)
 
 
 def test_views_and_versions(device):
