@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +46,16 @@ class Reader(Sequence):
     def __init__(self, source: Path, records: list[VideoRecord], problems: Problems, on_problem: str = "raise"):
         if on_problem not in ON_PROBLEM:
             raise ValueError(f"on_problem must be one of {ON_PROBLEM}, not {on_problem!r}")
-        self.source = Path(source)
-        self.on_problem = on_problem
-        self._settle(records, problems)
+        if on_problem == "raise":
+            problems.raise_if_any(DataError, f"{source}: this {self.name} corpus cannot be used as it is")
+        for message in problems.messages:
+            logger.warning("%s: left out: %s", source, message)
+        if problems:
+            logger.warning("%s: %d mistakes; %d records are left", source, len(problems), len(records))
+        if not records:
+            problems.raise_if_any(DataError, f"{source}: no usable entry in this {self.name} corpus")
+            raise DataError(f"{source}: no video in this {self.name} corpus; is it the right file?")
+        self._records = records
 
     @classmethod
     def open(cls, folder: Path, split: str, on_problem: str) -> Reader:
@@ -69,57 +74,6 @@ class Reader(Sequence):
 
     def __iter__(self) -> Iterator[VideoRecord]:
         return iter(self._records)
-
-    def check(self) -> None:
-        """Look for the mistakes that are too slow to look for when the corpus is opened.
-
-        Those made in the annotation file were found then; this reads every frame's header and every mask: unreadable
-        files, sizes that differ, object ids absent from every mask of their clip.
-
-        Raises:
-            DataError: as for the constructor; with ``on_problem="skip"`` the entries concerned are dropped instead.
-        """
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            checked = list(pool.map(_check_record, self._records))
-        problems = Problems()
-        for _, found in checked:
-            for where, message in found:
-                problems.add(where, message)
-        self._settle([record for record, _ in checked if record is not None], problems)
-
-    def _settle(self, records: list[VideoRecord], problems: Problems) -> None:
-        if self.on_problem == "raise":
-            problems.raise_if_any(DataError, f"{self.source}: this {self.name} corpus cannot be used as it is")
-        for message in problems.messages:
-            logger.warning("%s: left out: %s", self.source, message)
-        if problems:
-            logger.warning("%s: %d mistakes; %d records are left", self.source, len(problems), len(records))
-        if not records:
-            problems.raise_if_any(DataError, f"{self.source}: no usable entry in this {self.name} corpus")
-            raise DataError(f"{self.source}: no video in this {self.name} corpus; is it the right file?")
-        self._records = records
-
-
-def _check_record(record: VideoRecord) -> tuple[VideoRecord | None, list[tuple[str, str]]]:
-    """Read every mask of every query; give the record without its bad questions, and what was wrong with them."""
-    messages: dict[str, list[str]] = {}  # message -> questions it concerns; one bad file is reported once
-    for index, path in enumerate(record.frame_paths):
-        try:
-            frame_size(path)
-        except DataError as error:
-            messages.setdefault(str(error), []).extend(query.query_id for query in record.questions)
-            continue
-        for query in record.questions:
-            try:
-                record.read_object_mask(query, index)
-            except DataError as error:
-                concerned = messages.setdefault(str(error), [])
-                if query.query_id not in concerned:
-                    concerned.append(query.query_id)
-    found = [(f"video {record.video_id}, query {', '.join(ids)}", message) for message, ids in messages.items()]
-    bad = {query_id for ids in messages.values() for query_id in ids}
-    good = tuple(query for query in record.questions if query.query_id not in bad)
-    return (dataclasses.replace(record, questions=good) if good else None), found
 
 
 class IdMasks:
@@ -273,7 +227,7 @@ def check_headers(frames: Sequence[Path], masks: Sequence[Path | None], where: s
     """See that frames and masks of a clip are what they should be, by the headers of the first and last of each.
 
     Modes and depths that do not fit, and Git LFS pointers, are noted if both have them. A single such file, or one that
-    is damaged, is not: it is found by ``check()``, and costs the questions that read it.
+    is damaged, is not: it is found by the data doctor, and when it is read.
     """
     for look, paths in ((frame_size, frames), (check_mask_header, [path for path in masks if path is not None])):
         reason = _misfit(look, paths[0]) if paths else None

@@ -100,6 +100,7 @@ CORPORA = {
             reader="datasets.corpora.images.reason_seg:ReasonSeg",
             splits=("train", "val", "test"),
             kind="image",
+            examination="datasets.doctor.images:ImageExamination",
         ),
         Corpus(
             "refcoco",
@@ -107,6 +108,7 @@ CORPORA = {
             reader="datasets.corpora.images.refer_seg:RefCOCO",
             splits=("train", "val", "testA", "testB"),
             kind="image",
+            examination="datasets.doctor.images:ImageExamination",
         ),
         Corpus(
             "refcoco+",
@@ -114,6 +116,7 @@ CORPORA = {
             reader="datasets.corpora.images.refer_seg:RefCOCOPlus",
             splits=("train", "val", "testA", "testB"),
             kind="image",
+            examination="datasets.doctor.images:ImageExamination",
         ),
         Corpus(
             "refcocog",
@@ -121,6 +124,7 @@ CORPORA = {
             reader="datasets.corpora.images.refer_seg:RefCOCOg",
             splits=("train", "val", "test"),
             kind="image",
+            examination="datasets.doctor.images:ImageExamination",
         ),
     )
 }

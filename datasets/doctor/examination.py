@@ -102,8 +102,8 @@ class Examination(ABC):
         ConfigError: the folder does not look like this corpus at all, or lacks a split that was asked for.
     """
 
-    name: str
-    """Of the corpus, in the report."""
+    name = ""
+    """Of the corpus, in the report, where it is not the row's."""
 
     marks: tuple[str, ...]
     """Patterns of files and folders, one of which must be in the corpus's folder; the first decide."""

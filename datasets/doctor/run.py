@@ -25,7 +25,8 @@ NAMES = [name for row in CORPORA.values() if row.examination for name in (row.na
 
 def name_of(corpus: str) -> str:
     """What the report calls a corpus, one of NAMES."""
-    return load(corpus_named(corpus).examination).name
+    row = corpus_named(corpus)
+    return load(row.examination).name or row.name
 
 
 def open_examination(corpus: str, folder: Path, options: Options, findings: Findings) -> Examination:
@@ -58,7 +59,7 @@ def examine_corpus(corpus: str, folder: Path, options: Options, workers: int = 1
     """
     findings = Findings()
     examination = open_examination(corpus, folder, options, findings)
-    examined = Examined(examination.name, str(folder), options.fast, options.partial, examination.counts, findings)
+    examined = Examined(name_of(corpus), str(folder), options.fast, options.partial, examination.counts, findings)
     with tqdm(desc=examined.corpus, unit="clip", total=0, mininterval=0.5) as bar:
         tasks = (task for split in examination.splits for task in examination.clips(split))
         for report in reports(tasks, workers):

@@ -18,6 +18,7 @@ from datasets.corpora.groundmore import GroundMoRe
 from datasets.corpora.mevis import MeViS
 from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
 from datasets.doctor.__main__ import main as doctor
+from tests.targets import read_everything
 from utils.errors import DataError
 from utils.files import read_json
 from utils.masks import write_id_mask
@@ -96,7 +97,7 @@ def test_modes_are_looked_at_on_opening(tmp_path):
     spoil(0)
     corpus = open_clip(tmp_path)
     with pytest.raises(DataError, match="frame_000000.jpg: .*mode F"):
-        corpus.check()
+        read_everything(corpus)
     with pytest.raises(DataError, match="frame_000000"):
         corpus[0].read_object_mask(corpus[0].questions[0], 0)
     spoil(11)

@@ -16,6 +16,7 @@ from datasets.doctor.examination import Options
 from datasets.doctor.findings import KINDS
 from datasets.doctor.run import examine_corpus
 from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
+from tests.targets import read_everything
 from utils.errors import DataError
 from utils.masks import read_id_mask, write_id_mask
 
@@ -64,7 +65,7 @@ class Damaged:
     def refused(self):
         """Whether the reader refuses it, on opening or in its check of every mask."""
         try:
-            GroundMoRe(self.meta, self.root / "groundmore_videos").check()
+            read_everything(GroundMoRe(self.meta, self.root / "groundmore_videos"))
         except DataError:
             return True
         return False

@@ -12,7 +12,7 @@ from PIL import Image
 
 from datasets.corpora.mevis import MeViS
 from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
-from tests.targets import read_target
+from tests.targets import read_everything, read_target
 from utils.errors import DataError
 from utils.masks import encode_rle, write_id_mask
 
@@ -92,7 +92,7 @@ def test_ytvos_has_one_record_per_object(ytvos):
         np.testing.assert_array_equal(mask, box(1, 2 * number) == 1)
     ball = corpus[1]
     assert [bool(read_target(ball, ball.questions[0], k).any()) for k in range(3)] == [False, False, True]
-    corpus.check()
+    read_everything(corpus)
 
 
 def test_ytvos_category_names_the_answer(ytvos):
@@ -204,7 +204,7 @@ def test_missing_annotation_file(tmp_path):
         MeViS(tmp_path)
 
 
-def test_object_absent_from_every_mask(ytvos, caplog):
+def test_object_absent_from_every_mask(ytvos):
     extra = {"7": {"exp": "x", "obj_id": "9"}}
     edit(ytvos_meta(ytvos), lambda meta: meta["videos"]["vid_a"]["expressions"].update(extra))
     corpus = ReferYoutubeVos(ytvos)
@@ -212,20 +212,16 @@ def test_object_absent_from_every_mask(ytvos, caplog):
     with pytest.raises(DataError, match=message):
         corpus[2].read_object_mask(corpus[2].questions[0], 0)
     with pytest.raises(DataError, match=message):
-        corpus.check()
-    lenient = ReferYoutubeVos(ytvos, on_problem="skip")
-    with caplog.at_level(logging.WARNING):
-        lenient.check()
-    assert len(lenient) == 3 and "object id 9" in caplog.text
+        read_everything(corpus)
 
 
-def test_check_lists_bad_files_of_all_videos(ytvos):
+def test_bad_files_of_all_videos(ytvos):
     write_id_mask(ytvos / "train/Annotations/vid_a/00005.png", box(1, 2, size=(HEIGHT, WIDTH + 1)))
     Image.new("RGB", (WIDTH, HEIGHT)).save(ytvos / "train/Annotations/vid_b/00000.png")
     (ytvos / "train/JPEGImages/vid_b/00005.jpg").write_bytes(b"")
     corpus = ReferYoutubeVos(ytvos)
     with pytest.raises(DataError) as caught:
-        corpus.check()
+        read_everything(corpus)
     text = str(caught.value)
     assert "00005.png: this mask is 12 x 17 (height x width)" in text and "is 12 x 16" in text
     assert "00000.png: a mask must be a PNG in mode P or L" in text and "mode RGB" in text
@@ -266,7 +262,7 @@ def test_mevis_reads_unions_by_position(mevis):
     assert joined.dtype == bool
     np.testing.assert_array_equal(joined, (box(0, 0) | box(1, 1)) == 1)
     assert record.read_object_mask(none, 0).shape == (HEIGHT, WIDTH) and not record.read_object_mask(none, 0).any()
-    corpus.check()
+    read_everything(corpus)
     pickle.loads(pickle.dumps(record))
 
 
@@ -315,7 +311,7 @@ def test_mevis_names_bad_masks(mevis):
 
     edit(mevis / "train/mask_dict.json", change)
     with pytest.raises(DataError) as caught:
-        MeViS(mevis).check()
+        read_everything(MeViS(mevis))
     assert "annotation 11, frame 0 of video v0: this mask is 12 x 20" in str(caught.value)
     assert "annotation 12, frame 1 of video v0: run-length 'counts' do not fill" in str(caught.value)
     (mevis / "train/mask_dict.json").write_text("[]")

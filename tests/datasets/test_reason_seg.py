@@ -11,6 +11,8 @@ from PIL import Image
 
 from datasets.corpora import corpus_named
 from datasets.corpora.images.reason_seg import ReasonSeg
+from datasets.doctor import Options, examine_corpus
+from tests.targets import read_everything
 from utils.errors import DataError
 
 HEIGHT, WIDTH = 12, 16
@@ -72,7 +74,7 @@ def test_a_picture_is_a_clip_of_one_frame(corpus):
     expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
     expected[3:7, 2:6] = True  # coordinates are cut down, and the border belongs to the region
     assert mask.dtype == bool and (mask == expected).all()
-    reader.check()
+    read_everything(reader)
 
 
 def test_small_regions_lie_on_large_ones(corpus):
@@ -141,3 +143,17 @@ def test_all_mistakes_at_once_and_the_rest_may_be_kept(corpus):
     assert [record.video_id for record in ReasonSeg(root, on_problem="skip")] == ["3"]
     with pytest.raises(DataError, match="val: no such folder"):
         ReasonSeg(root, "val")
+
+
+def test_the_doctor_tells_everything(corpus, tmp_path):
+    corpus("1", text=[], shapes=None)
+    corpus("2", picture=False)
+    root = corpus("3", text=["What?", "what? "])
+    corpus("4", split="val")
+    picture = root / "val" / "4.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)).save(picture)
+    picture.write_bytes(picture.read_bytes()[:-999])
+    examined = examine_corpus("reason_seg", tmp_path, Options())
+    assert examined.corpus == "reason_seg" and list(examined.counts) == ["train", "val"]
+    assert examined.findings.totals == {"entry-malformed": 3, "duplicate-text": 1, "frame-unreadable": 1}
+    assert examined.counts["train"]["expressions"] == 2 and examined.exit_code(strict=False) == 1

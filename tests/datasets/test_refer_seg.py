@@ -13,6 +13,8 @@ from PIL import Image
 
 from datasets.corpora import corpus_named
 from datasets.corpora.images.refer_seg import PICTURES, RefCOCO
+from datasets.doctor import Options, examine_corpus
+from tests.targets import read_everything
 from utils.errors import DataError
 from utils.masks import encode_rle
 
@@ -116,7 +118,7 @@ def test_a_picture_with_everything_said_about_it(corpus, tmp_path, protocol):
     for question, expected in zip(first.questions, (polygons, polygons, CROWD)):
         mask = first.read_object_mask(question, 0)
         assert mask.dtype == bool and (mask == expected).all()
-    reader.check()
+    read_everything(reader)
 
 
 def test_splits_and_the_three_corpora(corpus, tmp_path):
@@ -191,13 +193,29 @@ def test_files_that_are_other_files(corpus, tmp_path):
     picture = tmp_path / "refer_seg" / PICTURES / "COCO_train2014_000000000005.jpg"
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(picture)
     with pytest.raises(DataError, match="is 13 x 16 .*but 12 x 16 by instances.json"):
-        RefCOCO(folder).check()
+        read_everything(RefCOCO(folder))
     damaged = corpus(segmentation({"size": [HEIGHT, WIDTH], "counts": [5]}, 1))
     with pytest.raises(DataError, match="instances.json, annotation 71: run-length 'counts' do not fill"):
-        RefCOCO(damaged).check()
+        read_everything(RefCOCO(damaged))
     (folder / "instances.json").write_text("[]")
     with pytest.raises(DataError, match="instances.json: expected COCO's lists"):
         RefCOCO(folder)
     (folder / "refs(unc).p").write_bytes(pickle.dumps({"refs": []}))
     with pytest.raises(DataError, match="expected a list of references"):
         RefCOCO(folder)
+
+
+def test_the_doctor_reads_every_mask(corpus, tmp_path):
+    folder = corpus()
+    more = [ref(9, 70, 5, split, sentence(30, "dog")) for split in ("val", "testB")]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(REFS + more, 2))
+    assert not examine_corpus("refcoco", tmp_path, Options()).findings.totals
+    segmentation({"size": [HEIGHT, WIDTH], "counts": [5]}, 1)(None, damaged := copy.deepcopy(INSTANCES))
+    (folder / "instances.json").write_text(json.dumps(damaged))
+    examined = examine_corpus("refcoco", folder, Options())
+    (found,) = examined.findings.of("mask-unreadable")
+    assert (found.split, found.query) == ("train", "12") and "annotation 71" in found.message
+    assert not examine_corpus("refcoco", folder, Options(fast=True)).findings.of("mask-unreadable")
+    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "refer_seg" / PICTURES / "COCO_train2014_000000000006.jpg")
+    messages = [found.message for found in examine_corpus("refcoco", folder, Options()).findings.of("mask-unreadable")]
+    assert any("is 13 x 16 (height x width), but 12 x 16 by instances.json" in message for message in messages)

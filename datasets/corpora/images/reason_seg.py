@@ -43,7 +43,17 @@ class ReasonSeg(Reader):
     name = "reason_seg"
 
     def __init__(self, root: str | Path, split: str = "train", on_problem: str = "raise"):
-        folder, problems = Path(root) / split, Problems()
+        root, problems = Path(root), Problems()
+        super().__init__(root / split, self.read(root, split, problems), problems, on_problem)
+
+    @classmethod
+    def read(cls, root: Path, split: str, problems: Problems) -> list[VideoRecord]:
+        """The pictures without mistakes; the others are noted.
+
+        Raises:
+            DataError: there is no such folder.
+        """
+        folder = root / split
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; it should hold a .jpg and a .json for each picture")
         pictures = files_by_stem(folder, ".jpg", split, problems)
@@ -51,7 +61,7 @@ class ReasonSeg(Reader):
         for stem in sorted(pictures.keys() - entries.keys()):
             problems.add(f"picture {stem}", f"has no {stem}.json in {folder}")
         records = [_read_picture(stem, path, pictures.get(stem), problems) for stem, path in entries.items()]
-        super().__init__(folder, [record for record in records if record is not None], problems, on_problem)
+        return [record for record in records if record is not None]
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,17 @@ class ReferSeg(Reader):
 
     def __init__(self, root: str | Path, split: str = "train", on_problem: str = "raise"):
         root, problems = Path(root), Problems()
-        source, folder = root / self.refs, root.parent / PICTURES
-        refs = _refs_of(source, split, problems)
+        super().__init__(root / self.refs, self.read(root, split, problems), problems, on_problem)
+
+    @classmethod
+    def read(cls, root: Path, split: str, problems: Problems) -> list[VideoRecord]:
+        """A record for each picture of which something can be used; mistakes are noted.
+
+        Raises:
+            DataError: a file is missing or malformed.
+        """
+        folder = root.parent / PICTURES
+        refs = _refs_of(root / cls.refs, split)
         instances = _Instances(root / "instances.json", problems)
         files = files_by_stem(folder, ".jpg", folder.name, problems)
         asked: dict[int, list[Question]] = {}
@@ -69,8 +78,8 @@ class ReferSeg(Reader):
                 problems.add(f"image {number}", f"has no {image['file_name']} in {folder}; get COCO's train2014")
             elif questions:
                 masks = ObjectMasks(path, (image["height"], image["width"]), shapes[number])
-                records.append(VideoRecord(self.name, path.stem, (path,), tuple(questions), masks))
-        super().__init__(source, records, problems, on_problem)
+                records.append(VideoRecord(cls.name, path.stem, (path,), tuple(questions), masks))
+        return records
 
 
 class RefCOCO(ReferSeg):
@@ -124,7 +133,7 @@ class ObjectMasks:
             raise DataError(f"instances.json, annotation {number}: {error}") from None
 
 
-def _refs_of(path: Path, split: str, problems: Problems) -> list[dict[str, Any]]:
+def _refs_of(path: Path, split: str) -> list[dict[str, Any]]:
     """The references of a split.
 
     Raises:
