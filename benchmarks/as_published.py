@@ -71,7 +71,7 @@ class PublishedEvaluation:
     def __init__(self, model: MoraModel, stages: Stages, eos_id: int, mask_threshold: float = 0.0):
         self.model, self.stages, self.eos_id, self.mask_threshold = model, stages, eos_id, mask_threshold
         self.encoder = plain_sam_encoder(model)
-        self.sam = SamPreprocessor(model.sam.image_size)
+        self.sam = SamPreprocessor(model.sam.pixel_rule)
         self.clip = ClipPreprocessor(model.config.pixel_rule)
         weight = model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype

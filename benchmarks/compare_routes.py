@@ -179,7 +179,8 @@ def time_ladder(bench: Bench) -> list[dict]:
     """Single steps from (a) to (b), each the fastest of three: {"step", "per", "seconds"}."""
     model, video = bench.model, bench.videos[0]
     count = len(bench.frames_of(video))
-    pixels = torch.randn(count, 3, model.sam.image_size, model.sam.image_size, device=bench.device)
+    side = model.sam.pixel_rule.size
+    pixels = torch.randn(count, 3, side, side, device=bench.device)
     slow = PublishedEvaluation(model, Stages(bench.device), bench.tokenizer.eos_id)
     predictor = MoraPredictor(model, bench.tokenizer, bench.protocol)
     frames = [read_frame(video.frame_paths[index]) for index in bench.frames_of(video)]

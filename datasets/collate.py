@@ -37,7 +37,7 @@ class SampleProcessor:
 
     Attributes:
         tokenizer: has [SEG], and [LOC] if ``with_loc``.
-        sam_size: side of SAM's input.
+        sam_pixels: how frames become the segmenter's.
         pixels: how frames become the backbone's.
         template: name of a conversation template.
         answer_style: "fixed", "name" or "bare".
@@ -54,7 +54,7 @@ class SampleProcessor:
     """
 
     tokenizer: MoraTokenizer
-    sam_size: int
+    sam_pixels: PixelRule
     pixels: PixelRule
     template: str = "llava_llama_2"
     answer_style: str = "fixed"
@@ -76,7 +76,7 @@ class SampleProcessor:
         self._seg_id = self.tokenizer.id_of(SEG)
         if self.with_loc:
             self.tokenizer.id_of("[LOC]")
-        self._sam = SamPreprocessor(self.sam_size)
+        self._sam = SamPreprocessor(self.sam_pixels)
         self._clip = ClipPreprocessor(self.pixels)
 
     def __call__(self, sample: VideoSample, rng: np.random.Generator) -> VideoTensors:

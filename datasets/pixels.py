@@ -15,10 +15,6 @@ from torch import Tensor
 from utils.batch import PixelRule
 from utils.errors import ConfigError
 
-SAM_MEAN = (123.675, 116.28, 103.53)
-SAM_STD = (58.395, 57.12, 57.375)
-"""Of 0..255 values (ImageNet's, times 255)."""
-
 RESIZES = ("crop", "pad", "squash")
 
 
@@ -47,19 +43,24 @@ def _resize(frames: list[np.ndarray], height: int, width: int, resample: Image.R
 
 
 class SamPreprocessor:
-    """Long side to ``image_size`` (bilinear), normalise, then zeros to the right and below.
+    """For a segmenter: long side to the rule's size (bilinear), normalise, then zeros to the right and below.
 
     ``__call__`` is :meth:`normalise` of :meth:`resize`. Apart, the two let a worker resize and a GPU normalise, with
     bytes instead of floats in between.
 
     Args:
-        image_size: side S of SAM's square input (1024 for ViT-H).
+        rule: the side S of the square (1024 for ViT-H), mean and deviation.
+
+    Raises:
+        ConfigError: its ``resize`` is not "corner".
     """
 
-    def __init__(self, image_size: int):
-        self.image_size = image_size
-        self._mean = torch.tensor(SAM_MEAN).view(3, 1, 1)
-        self._std = torch.tensor(SAM_STD).view(3, 1, 1)
+    def __init__(self, rule: PixelRule):
+        if rule.resize != "corner":
+            raise ConfigError(f"a segmenter's frames cannot be resized by {rule.resize!r}; only 'corner' is known")
+        self.image_size = rule.size
+        self._mean = torch.tensor(rule.mean).view(3, 1, 1)
+        self._std = torch.tensor(rule.std).view(3, 1, 1)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the picture inside the square: the long side is S, the other rounded half up, at least 1."""

@@ -177,7 +177,7 @@ def build_dataset(data: DataSettings, seed: int, parts: Parts) -> CorpusDataset:
     )  # fmt: skip
     processor = SampleProcessor(
         parts.tokenizer,
-        sam_size=parts.model.sam.image_size,
+        sam_pixels=parts.model.sam.pixel_rule,
         pixels=config.pixel_rule,
         template=config.template,
         answer_style=config.answer_style,

@@ -6,19 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from datasets.pixels import SAM_MEAN, SAM_STD
 from datasets.tokenization import MoraTokenizer
-from utils.batch import MoraBatch, VideoTensors
+from utils.batch import MoraBatch, PixelRule, VideoTensors
 from utils.drawing import contact_sheet, draw_overlay, fit_mask
 
 MAX_QUESTIONS = 3
 
 
-def frames_of(video: VideoTensors) -> np.ndarray:
-    """The frames inside SAM's square, as uint8 [T, h, w, 3]."""
+def frames_of(video: VideoTensors, rule: PixelRule) -> np.ndarray:
+    """The frames inside the segmenter's square, which ``rule`` made, as uint8 [T, h, w, 3]."""
     height, width = video.resized_size
     pixels = video.sam_pixels[:, :, :height, :width].float().cpu().permute(0, 2, 3, 1).numpy()
-    values = np.clip(pixels * np.array(SAM_STD) + np.array(SAM_MEAN), 0, 255).round()
+    values = np.clip(pixels * np.array(rule.std) + np.array(rule.mean), 0, 255).round()
     return np.ascontiguousarray(values, dtype=np.uint8)
 
 
@@ -27,10 +26,11 @@ class SamplePicture:
 
     Args:
         tokenizer: to write the conversation above each row.
+        rule: how frames became the segmenter's.
     """
 
-    def __init__(self, tokenizer: MoraTokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: MoraTokenizer, rule: PixelRule):
+        self.tokenizer, self.rule = tokenizer, rule
 
     def __call__(self, batch: MoraBatch, output: dict[str, Any]) -> np.ndarray:
         """uint8 [H, W, 3].
@@ -40,7 +40,7 @@ class SamplePicture:
             output: of the model, with ``predictions``.
         """
         video, predictions = batch.videos[0], output["predictions"][0]
-        frames = frames_of(video)
+        frames = frames_of(video, self.rule)
         size = frames.shape[1:3]
         rows, captions, notes, marks = [], [], [], []
         for question, predicted in list(zip(video.questions, predictions))[:MAX_QUESTIONS]:

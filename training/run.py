@@ -171,7 +171,7 @@ def _train(settings: TrainingSettings, world: World, store: CheckpointStore) -> 
               "versions": versions(), "provenance": parts.provenance.as_dict()},
         forward_options={"loss_weights": settings.optimizer.loss_weights},
         name_samples=lambda batch: [video.video_id for video in batch.videos],
-        draw=SamplePicture(parts.tokenizer),
+        draw=SamplePicture(parts.tokenizer, parts.model.sam.pixel_rule),
     )  # fmt: skip
     done = trainer.fit(first_step)
     _announce(world, f"step {done} of {trainer.total_steps}: {store.rolling}")

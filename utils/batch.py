@@ -21,13 +21,14 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class PixelRule:
-    """How a frame becomes the square that a backbone's encoder sees: plain data, which ``datasets.pixels`` follows.
+    """How a frame becomes the square that an encoder sees: plain data, which ``datasets.pixels`` follows.
 
     Attributes:
         size: side c of the square, pixels.
         resize: "crop": short side to c, then the centre; what published LISA weights saw, though a 16:9 frame loses
-            44 % of its width. "pad": long side to c, mean colour around it. "squash": both sides to c.
-        mean: per channel, of values 0..1; taken off.
+            44 % of its width. "pad": long side to c, mean colour around it. "squash": both sides to c. "corner", for
+            segmenters: long side to c, in the upper left corner, zeros beside it.
+        mean: per channel, of values 0..1 (of bytes for "corner"); taken off.
         std: per channel; divided by.
     """
 

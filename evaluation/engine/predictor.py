@@ -77,7 +77,7 @@ class MoraPredictor:
         self.template = template or config.template
         self._device = next(model.parameters()).device
         self._clip = ClipPreprocessor(config.pixel_rule)
-        self._sam = SamPreprocessor(model.sam.image_size)
+        self._sam = SamPreprocessor(model.sam.pixel_rule)
 
     def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> PreparedVideo:
         """Resize a video's frames; any number of threads may at once.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from utils.batch import PixelRule
 from utils.errors import Problems
 
 
@@ -57,14 +58,14 @@ class Segmenter(nn.Module, ABC):
         encoder_part: name of the sub-module that embeds frames; frozen unless asked for.
         decoder_part: name of the sub-module that draws; trained by default.
         constants: names of parameters that never learn.
-        image_size: side S of the square input, pixels.
+        pixel_rule: how frames become the square of side S that it encodes.
     """
 
     config_class: ClassVar[type[PretrainedConfig]]
     encoder_part: ClassVar[str]
     decoder_part: ClassVar[str]
     constants: ClassVar[tuple[str, ...]] = ()
-    image_size: int
+    pixel_rule: PixelRule
 
     @classmethod
     def default_config(cls) -> PretrainedConfig:
@@ -101,7 +102,7 @@ class Segmenter(nn.Module, ABC):
         """Embed frames. No graph is kept if the encoder is frozen.
 
         Args:
-            pixels: float [F, 3, S, S], normalised and zero-padded right and bottom.
+            pixels: float [F, 3, S, S], made by :attr:`pixel_rule`.
             resized_size: (h, w) of the frames inside the square, if all pixels beyond are zero: what follows from that
                 may then be left out. The result is the same.
             at_once: at most so many frames per pass; default: as many as fit.

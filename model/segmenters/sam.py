@@ -26,6 +26,7 @@ from transformers.models.sam.modeling_sam import (
 from model.segmenters.interface import Embeddings, Segmenter
 from model.segmenters.sam_encoder import FastEncoder
 from model.segmenters.sam_sizes import note_contradictions, note_wrong_values, sam_config
+from utils.batch import PixelRule
 
 ATTENTION_BYTES = 2 << 30
 """The plain route splits its frames so that one layer's attention bias stays below this (SDPA takes a dense tensor)."""
@@ -35,6 +36,10 @@ ACTIVATION_BYTES = {"cuda": 8 << 30}
 
 _ACTIVATIONS = 24
 """Tensors of the size of the tokens that a layer of the fast route keeps at once, at most."""
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+"""Of 0..255 values (ImageNet's, times 255)."""
 
 DECODE_CHUNK = 64
 """Prompts decoded at once when no gradient is kept; an upscaled embedding is 8 MB per prompt at full size."""
@@ -62,6 +67,7 @@ class SamSegmenter(Segmenter):
         config: a ``SamConfig``; see :func:`model.segmenters.sam_sizes.sam_config`. It is copied.
 
     Attributes:
+        image_size: S.
         embed_dim: C, channels of the embeddings and of a prompt.
         grid_size: h = w of the embeddings.
     """
@@ -85,7 +91,8 @@ class SamSegmenter(Segmenter):
         config.mask_decoder_config._attn_implementation = implementation
         config.vision_config.scale = 1.0
         self.config = config
-        self.image_size = config.vision_config.image_size
+        self.image_size: int = config.vision_config.image_size
+        self.pixel_rule = PixelRule(self.image_size, "corner", MEAN, STD)
         self.embed_dim: int = config.prompt_encoder_config.hidden_size
         self.grid_size: int = config.prompt_encoder_config.image_embedding_size
         self.shared_image_embedding = SamPositionalEmbedding(config.vision_config)

@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 
 from model.backbones.llava import CLIP_MEAN, CLIP_STD
+from model.segmenters.sam import MEAN, STD
 from utils.batch import PixelRule
 
 LLAMA_SENTENCES = [
@@ -22,6 +23,11 @@ LLAMA_SENTENCES = [
 def pixels_of(size, resize="crop"):
     """A rule with CLIP's constants."""
     return PixelRule(size, resize, CLIP_MEAN, CLIP_STD)
+
+
+def corner(size):
+    """A rule with SAM's constants."""
+    return PixelRule(size, "corner", MEAN, STD)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from datasets.collate import CorpusDataset, SampleProcessor, collate
 from datasets.conversation import ANSWERS
 from datasets.sample import Question, VideoRecord, VideoSample
 from datasets.tokenization import load_tokenizer
-from tests.datasets.conftest import pixels_of
+from tests.datasets.conftest import corner, pixels_of
 from utils.batch import IGNORE_INDEX, MoraBatch
 from utils.errors import ConfigError, DataError, TokenizerError
 
@@ -30,7 +30,9 @@ def tokenizer(project_root):
 
 @pytest.fixture
 def processor(tokenizer):
-    return SampleProcessor(tokenizer, sam_size=32, pixels=pixels_of(16), template="plain", answer_style="name")
+    return SampleProcessor(
+        tokenizer, sam_pixels=corner(32), pixels=pixels_of(16), template="plain", answer_style="name"
+    )
 
 
 def object_mask(query: Question, index: int) -> np.ndarray:
@@ -81,7 +83,7 @@ def test_tensors_of_a_sample(processor, record, tokenizer):
 
 
 def test_time_may_be_left_out_or_asked_for_everywhere(tokenizer, record):
-    sizes = {"sam_size": 32, "pixels": pixels_of(16), "template": "plain"}
+    sizes = {"sam_pixels": corner(32), "pixels": pixels_of(16), "template": "plain"}
     without = SampleProcessor(tokenizer, **sizes, with_loc=False)(sample_of(record), rng())
     assert all(q.in_window is None and "[LOC]" not in taught(q, tokenizer) for q in without.questions)
     always = SampleProcessor(tokenizer, **sizes, loc_for_referring=True)(sample_of(record), rng())
@@ -90,7 +92,7 @@ def test_time_may_be_left_out_or_asked_for_everywhere(tokenizer, record):
 
 
 def test_frames_outside_the_window_may_be_ignored(tokenizer, record):
-    processor = SampleProcessor(tokenizer, 32, pixels_of(16), outside_window="ignore")
+    processor = SampleProcessor(tokenizer, corner(32), pixels_of(16), outside_window="ignore")
     question, phrase = processor(sample_of(record), rng()).questions
     assert question.mask_frames.tolist() == [1, 2] and question.masks.sum(dim=(2, 3)).tolist() == [[8, 14]]
     assert question.in_window.tolist() == [0, 1, 1, 0]
@@ -101,7 +103,7 @@ def test_frames_outside_the_window_may_be_ignored(tokenizer, record):
 
 @pytest.mark.parametrize("outside, allowed", [("zero", {0, 1, 2, 3}), ("ignore", {1, 2})])
 def test_some_frames_supervise_masks(tokenizer, record, outside, allowed):
-    processor = SampleProcessor(tokenizer, 32, pixels_of(16), outside_window=outside, mask_frames=1)
+    processor = SampleProcessor(tokenizer, corner(32), pixels_of(16), outside_window=outside, mask_frames=1)
     generator = rng()
     drawn = [processor(sample_of(record, questions=(QUESTION,)), generator).questions[0] for _ in range(40)]
     assert {int(q.mask_frames) for q in drawn} == allowed
@@ -119,7 +121,7 @@ def test_every_frame_and_mask_is_read_once_and_only_if_needed(tokenizer, record,
         return object_mask(query, index)
 
     record = VideoRecord(record.corpus, record.video_id, record.frame_paths, record.questions, counted)
-    video = SampleProcessor(tokenizer, 32, pixels_of(16))(sample_of(record, (0, 0, 4, 9), (QUESTION,)), rng())
+    video = SampleProcessor(tokenizer, corner(32), pixels_of(16))(sample_of(record, (0, 0, 4, 9), (QUESTION,)), rng())
     assert frames == ["0000000", "0000004", "0000009"] and masks == [4]
     assert video.num_frames == 4 and video.clip_pixels[0].equal(video.clip_pixels[1])
 
@@ -136,25 +138,27 @@ def test_sizes_that_disagree_name_both(processor, record):
 def test_bad_text_and_long_text_name_the_question(tokenizer, record):
     bad = Question("q9", "Where is [SEG]?", True, None, (1,), "Causal", (0, 1), (0, 1))
     with pytest.raises(DataError, match="groundmore video clip_0000_0002 query q9"):
-        SampleProcessor(tokenizer, 32, pixels_of(16))(sample_of(record, questions=(bad,)), rng())
+        SampleProcessor(tokenizer, corner(32), pixels_of(16))(sample_of(record, questions=(bad,)), rng())
     long = Question("q8", "What moves " * 60, True, None, (1,), "Causal", (0, 1), (0, 1))
     with pytest.raises(DataError, match="clip_0000_0002 query q8: the conversation has"):
-        SampleProcessor(tokenizer, 32, pixels_of(16), max_length=100)(sample_of(record, questions=(long,)), rng())
+        SampleProcessor(tokenizer, corner(32), pixels_of(16), max_length=100)(
+            sample_of(record, questions=(long,)), rng()
+        )
 
 
 def test_settings_are_checked_at_once(tokenizer):
     for wrong in ({"template": "x"}, {"answer_style": "x"}, {"outside_window": "x"}):
         with pytest.raises(ConfigError, match="'x' is unknown"):
-            SampleProcessor(tokenizer, 32, pixels_of(16), **wrong)
+            SampleProcessor(tokenizer, corner(32), pixels_of(16), **wrong)
     with pytest.raises(ConfigError, match="mask_frames"):
-        SampleProcessor(tokenizer, 32, pixels_of(16), mask_frames=-1)
+        SampleProcessor(tokenizer, corner(32), pixels_of(16), mask_frames=-1)
 
 
 def test_a_tokenizer_without_loc_serves_only_without_time(llama_folder):
     tokenizer = load_tokenizer(llama_folder)
     with pytest.raises(TokenizerError, match=r"\[LOC\]"):
-        SampleProcessor(tokenizer, 32, pixels_of(16))
-    SampleProcessor(tokenizer, 32, pixels_of(16), with_loc=False)
+        SampleProcessor(tokenizer, corner(32), pixels_of(16))
+    SampleProcessor(tokenizer, corner(32), pixels_of(16), with_loc=False)
 
 
 def test_items_depend_on_seed_and_number_only(tokenizer, record):
@@ -162,7 +166,7 @@ def test_items_depend_on_seed_and_number_only(tokenizer, record):
         def __getitem__(self, index: int) -> VideoSample:
             return sample_of(record, (index % 3, 5, 9))
 
-    processor = SampleProcessor(tokenizer, 32, pixels_of(16), mask_frames=1)
+    processor = SampleProcessor(tokenizer, corner(32), pixels_of(16), mask_frames=1)
     first, again = CorpusDataset(Source(), processor, 5), CorpusDataset(Source(), processor, 5)
     other = CorpusDataset(Source(), processor, 6)
     forwards = [first[index] for index in range(8)]

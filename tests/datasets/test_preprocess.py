@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.pixels import SAM_MEAN, SAM_STD, ClipPreprocessor, SamPreprocessor
+from datasets.pixels import ClipPreprocessor, SamPreprocessor
 from model.backbones.llava import CLIP_MEAN, CLIP_STD
-from tests.datasets.conftest import pixels_of
+from model.segmenters.sam import MEAN as SAM_MEAN
+from model.segmenters.sam import STD as SAM_STD
+from tests.datasets.conftest import corner, pixels_of
 from utils.errors import ConfigError
 
 
@@ -24,7 +26,7 @@ def test_pixels_of_the_original(shared_data):
     golden = np.load(folder / "golden.npz")
     videos = sorted(path.name for path in (folder / "frames").iterdir() if path.is_dir())
     assert videos
-    sam, clip = SamPreprocessor(128), ClipPreprocessor(pixels_of(56))
+    sam, clip = SamPreprocessor(corner(128)), ClipPreprocessor(pixels_of(56))
     for video in videos:
         paths = sorted((folder / "frames" / video / "images").iterdir())
         frames = [np.array(Image.open(path).convert("RGB")) for path in paths]
@@ -48,7 +50,7 @@ def test_clip_crop_equals_the_image_processor(size):
 
 @pytest.mark.parametrize("size, resized", [((720, 1280), (36, 64)), ((1280, 720), (64, 36)), ((64, 64), (64, 64))])
 def test_sam_square(size, resized):
-    sam = SamPreprocessor(64)
+    sam = SamPreprocessor(corner(64))
     frames = noise(*size)
     pixels = sam(frames)
     height, width = resized
@@ -61,9 +63,9 @@ def test_sam_square(size, resized):
 
 
 def test_sam_rounds_half_up_and_keeps_a_pixel():
-    assert SamPreprocessor(100).resized_size(200, 33) == (100, 17)
-    assert SamPreprocessor(100).resized_size(33, 200) == (17, 100)
-    assert SamPreprocessor(64).resized_size(1, 1000) == (1, 64)
+    assert SamPreprocessor(corner(100)).resized_size(200, 33) == (100, 17)
+    assert SamPreprocessor(corner(100)).resized_size(33, 200) == (17, 100)
+    assert SamPreprocessor(corner(64)).resized_size(1, 1000) == (1, 64)
 
 
 def clip_picture(pixels: torch.Tensor) -> np.ndarray:
@@ -94,12 +96,15 @@ def test_clip_shape_for_any_size(mode, size):
 def test_list_and_array_give_the_same_and_frames_stay_untouched():
     frames = noise(20, 30, count=3)
     before = frames.copy()
-    for preprocess in (SamPreprocessor(32), ClipPreprocessor(pixels_of(32))):
+    for preprocess in (SamPreprocessor(corner(32)), ClipPreprocessor(pixels_of(32))):
         assert preprocess(frames).equal(preprocess(list(frames)))
     np.testing.assert_array_equal(frames, before)
 
 
-PREPROCESSORS = [SamPreprocessor(64), *(ClipPreprocessor(pixels_of(32, mode)) for mode in ("crop", "pad", "squash"))]
+PREPROCESSORS = [
+    SamPreprocessor(corner(64)),
+    *(ClipPreprocessor(pixels_of(32, mode)) for mode in ("crop", "pad", "squash")),
+]
 
 
 @pytest.mark.parametrize("preprocess", PREPROCESSORS, ids=["sam", "crop", "pad", "squash"])
@@ -141,10 +146,15 @@ def test_normalising_on_a_gpu(preprocess):
 def test_wrong_input_is_refused():
     with pytest.raises(ConfigError, match="crop, pad, squash"):
         ClipPreprocessor(pixels_of(32, "stretch"))
-    for preprocess in (SamPreprocessor(32), ClipPreprocessor(pixels_of(32))):
+    for preprocess in (SamPreprocessor(corner(32)), ClipPreprocessor(pixels_of(32))):
         with pytest.raises(ValueError, match="no frame"):
             preprocess([])
         with pytest.raises(ValueError, match="uint8"):
             preprocess(noise(8, 8).astype(np.float32))
         with pytest.raises(ValueError, match="one size"):
             preprocess([noise(8, 8)[0], noise(8, 9)[0]])
+
+
+def test_a_rule_that_is_none_of_a_segmenter():
+    with pytest.raises(ConfigError, match="cannot be resized by 'squash'"):
+        SamPreprocessor(pixels_of(32, "squash"))

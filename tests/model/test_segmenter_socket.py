@@ -13,7 +13,7 @@ from model.adapters import set_trainable
 from model.checkpoints import load_any
 from model.mora import MoraModel
 from model.segmenters import SEGMENTERS, Embeddings, Segmenter
-from utils.batch import MoraBatch
+from utils.batch import MoraBatch, PixelRule
 from utils.errors import CheckpointError, ConfigError, Problems
 
 
@@ -33,7 +33,7 @@ class Dots(Segmenter):
 
     def __init__(self, config: DotsConfig):
         super().__init__()
-        self.config, self.image_size = config, config.image_size
+        self.config, self.pixel_rule = config, PixelRule(config.image_size, "corner", (127.5,) * 3, (64.0,) * 3)
         self.patches = nn.Conv2d(3, config.width, 8, stride=8)
         self.drawer = nn.Linear(config.width, config.width)
 

@@ -40,7 +40,7 @@ def tasks_of(model, tokenizer, frames=NUM_FRAMES, mix=None):
         config.template,
         frames,
         mix or TaskMix(),
-        model.sam.image_size,
+        model.sam.pixel_rule,
         dataclasses.replace(config.pixel_rule, resize="squash"),
     )
 
@@ -74,7 +74,7 @@ def test_it_has_no_loc_and_no_seed_of_the_demo(base, base_folder, project_root):
 def test_it_knows_no_motion(base):
     """Asked about motion it names an object no better than a guess among those in sight."""
     model, tokenizer = base
-    sam, clip = SamPreprocessor(model.sam.image_size), ClipPreprocessor(model.config.pixel_rule)
+    sam, clip = SamPreprocessor(model.sam.pixel_rule), ClipPreprocessor(model.config.pixel_rule)
     right, chance = [], []
     for index in range(40):
         video = make_video(31337, index, WorldSettings(), "test")

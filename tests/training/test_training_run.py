@@ -220,7 +220,7 @@ def test_overfitting_eight_samples(flags, tmp_path, tiny_corpus, tiny_base):
     )  # fmt: skip
     model, _ = load_any(folder)
     tokenizer = load_tokenizer(folder)
-    sam, clip = SamPreprocessor(64), ClipPreprocessor(model.config.pixel_rule)
+    sam, clip = SamPreprocessor(model.sam.pixel_rule), ClipPreprocessor(model.config.pixel_rule)
     root = tiny_corpus / "GroundMoRe"
     scores, overlaps = [], []
     for record in GroundMoRe(root / "trainval_v2.json", root / "groundmore_videos"):

@@ -293,7 +293,7 @@ def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_v
     pixels = dataclasses.replace(config.pixel_rule, resize="squash")
 
     def tasks(frames: int, mix: TaskMix) -> StillTasks:
-        return StillTasks(WorldSettings(), tokenizer, config.template, frames, mix, model.sam.image_size, pixels)
+        return StillTasks(WorldSettings(), tokenizer, config.template, frames, mix, model.sam.pixel_rule, pixels)
 
     begin = time.monotonic()
     model.train()

@@ -66,7 +66,7 @@ class StillTasks:
         template: conversation template.
         num_frames: pictures per video; with one alone, questions do not say which.
         mix: questions per video.
-        sam_size: side of the segmenter's input.
+        sam_pixels: how frames become the segmenter's.
         pixels: how frames become the backbone's.
     """
 
@@ -77,7 +77,7 @@ class StillTasks:
         template: str,
         num_frames: int,
         mix: TaskMix,
-        sam_size: int,
+        sam_pixels: PixelRule,
         pixels: PixelRule,
     ):
         self.settings = settings
@@ -85,7 +85,7 @@ class StillTasks:
         self.template = template
         self.num_frames = num_frames
         self.mix = mix
-        self.sam = SamPreprocessor(sam_size)
+        self.sam = SamPreprocessor(sam_pixels)
         self.clip = ClipPreprocessor(pixels)
 
     def batch(self, seed: int, index: int, videos: int) -> tuple[MoraBatch, list]:
