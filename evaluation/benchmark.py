@@ -126,6 +126,10 @@ class Benchmark:
             return self.open(inputs, protocol)
         return load(corpus_named(self.corpus).reader).open(inputs["video_root"], self.split, "raise")
 
+    def places(self, **given: str | None) -> dict[str, str]:
+        """Where the corpus lies, by flag; ``given`` wins over the benchmark's defaults."""
+        return {name: given.get(name) or default for name, (default, _) in self.inputs.items()}
+
     @property
     def compared(self) -> tuple[Measure, ...]:
         """The measures in which two runs can differ."""

@@ -237,11 +237,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace) -> Path:
     """Write what the flags ask for."""
-    corpus, _, _, protocol = read_evaluation(args)
-    videos = (corpus[index] for index in range(len(corpus)))
+    videos, _, _, protocol = read_evaluation(args)
     video = next((video for video in videos if video.video_id == args.video), None)
     if video is None:
-        raise ConfigError(f"--video {args.video}: not in {args.meta_file}")
+        raise ConfigError(f"--video {args.video}: not in the corpus, which has {len(videos)} videos")
     question = next((one for one in video.questions if one.query_id == args.question), None)
     if question is None:
         known = ", ".join(one.query_id for one in video.questions)

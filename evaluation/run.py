@@ -53,7 +53,8 @@ def evaluate(settings: EvaluationSettings) -> int:
     """
     protocol, shard, run, data = protocol_of(settings), settings.shard, settings.run, settings.data
     benchmark = find_benchmark(data.benchmark)
-    selected = select(benchmark.videos(data.inputs(), protocol), data.video, data.question, data.limit)
+    places = benchmark.places(meta_file=data.meta_file, video_root=data.video_root)
+    selected = select(benchmark.videos(places, protocol), data.video, data.question, data.limit)
     if run.score_only and shard.index > 0:
         print(f"{shard}: shard 0 scores everything; nothing to do here")
         return 0
@@ -207,7 +208,10 @@ def _predict(
     model, tokenizer = load_model(settings.model, settings.compute)
     predictor = MoraPredictor(model, tokenizer, protocol, settings.model.conv_type)
     depends_on = run_settings(settings, protocol, model, tokenizer, predictor.template)
-    about = {"version": settings.model.version, **data.inputs()}
+    about = {
+        "version": settings.model.version,
+        **benchmark.places(meta_file=data.meta_file, video_root=data.video_root),
+    }
     names = None if shard.count == 1 else [each.video.video_id for each in share]
     mark = open_run(data.output_dir, depends_on, run.overwrite, about, names)
     score = functools.partial(

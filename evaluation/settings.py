@@ -100,24 +100,18 @@ class DataSettings:
     def check(self, problems: Problems) -> None:
         """Fill in the benchmark's own places; note inputs that are not there."""
         try:
-            wanted = find_benchmark(self.benchmark).inputs
+            benchmark = find_benchmark(self.benchmark)
         except ConfigError as error:
             problems.messages.append(str(error))
             return
         for name in ("meta_file", "video_root"):
-            if name not in wanted and getattr(self, name) is not None:
+            if name not in benchmark.inputs and getattr(self, name) is not None:
                 problems.add(f"--{name}", f"{self.benchmark} has no such file; leave the flag out")
-        for name, (default, remedy) in wanted.items():
-            place = Path(getattr(self, name) or default)
-            setattr(self, name, str(place))
-            if name == "meta_file" and not place.is_file():
-                problems.add(f"--{name}", f"{place}: no such file; {remedy}")
-            elif name != "meta_file" and not place.is_dir():
-                problems.add(f"--{name}", f"{place}: no such folder; {remedy}")
-
-    def inputs(self) -> dict[str, str]:
-        """Where the benchmark lies, by flag; after :meth:`check`."""
-        return {name: getattr(self, name) for name in find_benchmark(self.benchmark).inputs}
+        for name, place in benchmark.places(meta_file=self.meta_file, video_root=self.video_root).items():
+            setattr(self, name, place)
+            there, what = (Path(place).is_file(), "file") if name == "meta_file" else (Path(place).is_dir(), "folder")
+            if not there:
+                problems.add(f"--{name}", f"{place}: no such {what}; {benchmark.inputs[name][1]}")
 
 
 @dataclass

@@ -38,5 +38,5 @@ def read_evaluation(args: argparse.Namespace) -> tuple[Sequence[VideoRecord], di
     needed = {"frames", "objects"} if "perfect_timing" in benchmark.rows else set()
     if not isinstance(scores, list) or not all(isinstance(score, dict) and needed <= set(score) for score in scores):
         raise DataError(f"{folder / 'scores.json'}: no 'frames' or 'objects' of a question; {SCORE_AGAIN}")
-    inputs = {name: getattr(args, name, None) or default for name, (default, _) in benchmark.inputs.items()}
-    return benchmark.videos(inputs, protocol), summary, scores, protocol
+    places = benchmark.places(meta_file=args.meta_file, video_root=args.video_root)
+    return benchmark.videos(places, protocol), summary, scores, protocol

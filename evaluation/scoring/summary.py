@@ -44,7 +44,9 @@ def summarise(scores: Sequence[dict], protocol: Protocol, run: dict, benchmark: 
             "questions": len(scores),
             "questions_ok": int(ok.sum()),
             "questions_failed": int((~ok).sum()),
-            "questions_of_no_known_type": sum(score["q_type"] not in benchmark.groups for score in scores),
+            "questions_of_no_known_type": sum(
+                bool(benchmark.groups) and score["q_type"] not in benchmark.groups for score in scores
+            ),
             **benchmark.kind.count(scores),
         },
         "interval": {
