@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from training.export import export, parse_arguments
-from utils.errors import MoraError
-from utils.terminal import write_any_text
+from utils.errors import MoraError, write_any_text
 
 
 def main() -> None:

@@ -21,8 +21,7 @@ import tokenizers
 from datasets.tokenizer_files import Special, read_added_tokens, read_optional_object, read_specials
 from utils.batch import IMAGE_TOKEN_INDEX
 from utils.errors import ConfigError, MoraError, TokenizerError
-from utils.files import atomic_write, not_a_file, write_json
-from utils.lfs import POINTER, is_pointer
+from utils.files import POINTER, atomic_write, is_pointer, not_a_file, write_json
 
 RULES = ("legacy", "plain")
 RULE_KEY = "mora_tokenization"

@@ -6,8 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from utils.errors import MoraError
-from utils.terminal import write_any_text
+from utils.errors import MoraError, write_any_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

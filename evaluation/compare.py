@@ -12,10 +12,9 @@ from evaluation.benchmark import OVERALL, Benchmark, benchmark_of, find_benchmar
 from evaluation.comparison import COMPARISON_FORMAT, compare, read_scored_run
 from evaluation.outputs import note_foreign_file, note_own_place
 from evaluation.report import layout
-from utils.errors import ConfigError, DataError, MoraError, Problems
+from utils.errors import ConfigError, DataError, MoraError, Problems, one_line, write_any_text
 from utils.files import read_json, write_json
 from utils.paths import user_path
-from utils.terminal import one_line, write_any_text
 
 DESCRIPTION = """\
 Compare two evaluations question by question: is B better than A, where, and how sure is that?

@@ -28,10 +28,9 @@ from evaluation.records import Record, read_record, record_path
 from evaluation.report import add_run_flags, read_evaluation
 from evaluation.scoring.truth import ClipTruth, question_window
 from utils.drawing import TRUTH_COLOUR, contact_sheet, draw_overlay, grey, text_strip, time_curve, write_png
-from utils.errors import ConfigError, DataError, MoraError, Problems
+from utils.errors import ConfigError, DataError, MoraError, Problems, write_any_text
 from utils.masks import decode_rle
 from utils.paths import user_path
-from utils.terminal import write_any_text
 from utils.video import read_frame
 
 MIN_WIDTH = 640

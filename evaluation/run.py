@@ -30,10 +30,10 @@ from evaluation.settings import EvaluatedModel, EvaluationSettings, RunSettings,
 from model.checkpoints import load_any, read_config, require_own_tokenizer
 from model.mora import MoraModel
 from model.settings import ComputeSettings
-from utils.digests import tensors_digest
 from utils.errors import CheckpointError, ConfigError, TokenizerError
 from utils.hub import resolve_folder
-from utils.processes.distributed import gpu_of, share_threads
+from utils.processes import gpu_of, share_threads
+from utils.tensors import tensors_digest
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from utils.errors import ConfigError, DataError, Problems
 from utils.files import unusable_folder
 from utils.flags import flag, inputs_of, make_parser, note_mistakes, parse
 from utils.paths import note_inputs_overwritten
-from utils.processes.distributed import cores_per_process
+from utils.processes import cores_per_process
 
 DESCRIPTION = """\
 Evaluate MoRA on GroundMoRe: predict masks for every question, then score them with J and F.

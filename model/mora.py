@@ -25,7 +25,7 @@ from model.losses import LossWeights, language_loss, localization_loss, mask_los
 from model.segmenters import segmenter_class
 from utils.batch import MoraBatch, VideoTensors
 from utils.errors import ConfigError, DataError
-from utils.finite import require_finite
+from utils.tensors import require_finite
 
 
 class MoraModel(PreTrainedModel):

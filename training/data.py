@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.settings import TrainingSettings
 from utils.errors import MoraError
-from utils.processes.distributed import World
+from utils.processes import World
 
 
 class WorkerError(MoraError):

@@ -19,7 +19,7 @@ from training.data import make_loader
 from training.logging import Meter, RunLog
 from training.settings import ComputeSettings, OptimizerSettings, TrainingSettings
 from utils.errors import CheckpointError, ConfigError, MoraError
-from utils.processes.distributed import World, as_lost_peer, gather_objects, mean_over_processes
+from utils.processes import World, as_lost_peer, gather_objects, mean_over_processes
 
 
 class DivergedError(MoraError):

@@ -30,13 +30,13 @@ from training.checkpoints.weights import (
     take_provenance,
 )
 from training.settings import ModelSettings, TrainableSettings
-from utils.digests import digests_by_part, tensors_digest
 from utils.errors import CheckpointError, ConfigError, Problems
 from utils.files import atomic_directory, unusable_folder, write_json
 from utils.flags import each_flag, flag, flags_of, inputs_of, make_parser, note_mistakes, parse
 from utils.hub import resolve_folder
 from utils.paths import note_inputs_overwritten, require_own
-from utils.processes.locks import hold
+from utils.processes import hold
+from utils.tensors import digests_by_part, tensors_digest
 
 DESCRIPTION = """\
 Merge what a run trained into the base it was trained on, and save the result as one model folder.

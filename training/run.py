@@ -24,7 +24,7 @@ from training.run_folder import hold_run_folder
 from training.settings import RunSettings, TrainingSettings
 from utils.errors import CheckpointError, ConfigError
 from utils.flags import each_flag, values_of
-from utils.processes.distributed import World, gather_objects, start_world
+from utils.processes import World, gather_objects, start_world
 
 
 def seed_everything(seed: int) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import ConfigError, MoraError
-from utils.processes.distributed import World, agree
-from utils.processes.locks import hold
+from utils.processes import World, agree, hold
 
 LOCK = "run.lock"
 

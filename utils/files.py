@@ -18,14 +18,34 @@ from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import DataError
-from utils.lfs import POINTER, is_pointer
 
 _HOST_FILES = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<here>[0-9a-f]{6})\.(?P<pid>[0-9]+)\.[0-9a-f]{6}\.(?P<kind>tmp|old)", re.S)
 """Names of :func:`_temporary_name`."""
 
+_POINTERS_FIRST_LINE = b"version https://git-lfs.github.com/spec/"
+
+POINTER = (
+    "a Git LFS pointer, not the file itself; fetch it with `git lfs install` and `git lfs pull` in the clone, or "
+    "download it again"
+)
+"""What to say about a pointer, after its path."""
+
 _writes: Counter[str] = Counter()
 """Files this process has written into each folder."""
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Whether a file is a Git LFS pointer; False for what cannot be opened.
+
+    Args:
+        path: a regular file (a named pipe would wait for its writer).
+    """
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(_POINTERS_FIRST_LINE)) == _POINTERS_FIRST_LINE
+    except (OSError, ValueError):
+        return False
 
 
 @functools.cache

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import DataError
-from utils.files import not_a_file
-from utils.lfs import POINTER, is_pointer
+from utils.files import POINTER, is_pointer, not_a_file
 
 _NAMES = {(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (set, frozenset)}
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from utils.errors import DataError
-from utils.files import not_a_file
-from utils.lfs import POINTER, is_pointer
+from utils.files import POINTER, is_pointer, not_a_file
 
 MOST_PIXELS = 1 << 26
 """Twice an 8K frame. A header that claims more is damaged, or made to fill the memory."""

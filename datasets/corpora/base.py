@@ -13,11 +13,10 @@ import numpy as np
 
 from datasets.corpora.names import folder_fault, shown, text_fault, without_bad_ids
 from datasets.sample import Question, VideoRecord
-from utils.errors import DataError, Problems
+from utils.errors import DataError, Problems, one_line
 from utils.files import not_a_file, read_json, size_and_time
 from utils.masks import IdMaskCache, check_mask_header
 from utils.pictures import MisfitError
-from utils.terminal import one_line
 from utils.video import frame_order, frame_size, scan_images
 
 logger = logging.getLogger(__name__)

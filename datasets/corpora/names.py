@@ -6,8 +6,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from utils.errors import Problems
-from utils.terminal import one_line
+from utils.errors import Problems, one_line
 
 _LONGEST = 255
 """Bytes of a file name on Linux."""

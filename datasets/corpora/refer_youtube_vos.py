@@ -30,9 +30,8 @@ from datasets.corpora.base import (
 )
 from datasets.corpora.names import shown
 from datasets.sample import Question, VideoRecord
-from utils.errors import Problems
+from utils.errors import Problems, one_line
 from utils.masks import IdMaskCache
-from utils.terminal import one_line
 
 
 class ReferYoutubeVos(Reader):

@@ -16,10 +16,9 @@ from datasets.doctor.examination import Options
 from datasets.doctor.report import as_json, as_text, is_report
 from datasets.doctor.run import NAMES, examine_corpus, name_of
 from datasets.doctor.sheet import is_sheet, write_sheet
-from utils.errors import ConfigError, MoraError
+from utils.errors import ConfigError, MoraError, write_any_text
 from utils.files import not_a_file, unusable_folder, write_json
 from utils.paths import is_same, user_path
-from utils.terminal import write_any_text
 
 _EPILOG = """\
 exit status

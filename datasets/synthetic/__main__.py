@@ -13,9 +13,8 @@ import sys
 
 from datasets.synthetic.corpora import LAYOUTS, CorpusPlan, write_corpora
 from datasets.synthetic.settings import WorldSettings
-from utils.errors import ConfigError, MoraError
+from utils.errors import ConfigError, MoraError, write_any_text
 from utils.paths import user_path
-from utils.terminal import write_any_text
 
 _EPILOG = """\
 what is made

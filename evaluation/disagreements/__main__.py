@@ -14,7 +14,7 @@ from evaluation.disagreements import counting as disagreements_counting
 from evaluation.disagreements import frames as disagreements_frames
 from evaluation.disagreements import masks as disagreements_masks
 from evaluation.disagreements.world import Case
-from utils.terminal import write_any_text
+from utils.errors import write_any_text
 
 GROUPS: dict[str, tuple[Case, ...]] = {
     "The same masks, counted differently": disagreements_counting.CASES,

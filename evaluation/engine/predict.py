@@ -37,8 +37,7 @@ from evaluation.engine.selection import Selected
 from evaluation.engine.writer import Behind
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path, write_record
-from utils.errors import DataError, MoraError
-from utils.terminal import one_line
+from utils.errors import DataError, MoraError, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 from evaluation.engine.selection import Selected
 from evaluation.protocol import Protocol
 from utils.errors import ConfigError
-from utils.processes.distributed import Launch, find_launch, read_integer
+from utils.processes import Launch, find_launch, read_integer
 
 FRAME_COST = 10
 """What encoding a frame costs, in units of reading it for one question; estimated from operation counts at 7B."""

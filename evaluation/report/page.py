@@ -16,8 +16,7 @@ from pathlib import Path
 from evaluation.outputs import FILES, note_foreign_file, reading_results
 from evaluation.report.html import LIMIT, write_report_page
 from evaluation.report.opening import add_run_flags, read_evaluation
-from utils.errors import ConfigError, DataError, MoraError, Problems
-from utils.terminal import write_any_text
+from utils.errors import ConfigError, DataError, MoraError, Problems, write_any_text
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,8 +9,8 @@ from evaluation.benchmark import OVERALL, Measure, benchmark_of
 from evaluation.outputs import write_digests
 from evaluation.protocol import Protocol
 from evaluation.scoring.summary import best_baseline
+from utils.errors import one_line
 from utils.files import atomic_write, write_json
-from utils.terminal import one_line
 
 RESERVED = ",#:\\"
 """Letters that have a meaning in a line of the text result, and are escaped in ids."""

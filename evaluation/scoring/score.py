@@ -31,9 +31,8 @@ from evaluation.records import Record, frames_digest, read_record, record_path, 
 from evaluation.records import fingerprint as digest_of
 from evaluation.scoring.pool import ScoringPool
 from evaluation.sources import sources_digest
-from utils.errors import DataError, NumericalError
+from utils.errors import DataError, NumericalError, one_line
 from utils.files import read_json, size_and_time, write_json
-from utils.terminal import one_line
 from utils.video import frame_size
 
 logger = logging.getLogger(__name__)

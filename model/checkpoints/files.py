@@ -21,8 +21,7 @@ from torch import Tensor
 
 from model.fields import shown
 from utils.errors import CheckpointError, DataError, Problems
-from utils.files import read_json
-from utils.lfs import POINTER, is_pointer
+from utils.files import POINTER, is_pointer, read_json
 
 Value = TypeVar("Value")
 

@@ -18,10 +18,9 @@ from model.checkpoints.layout import Reading, Request
 from model.checkpoints.report import LoadReport
 from model.fields import building, shown
 from model.mora import MoraModel
-from utils.digests import digests_by_part
 from utils.errors import CheckpointError
-from utils.finite import require_finite
 from utils.hub import require_local, resolve_folder
+from utils.tensors import digests_by_part, require_finite
 
 LAYOUTS = {
     "mora": "model.checkpoints.own",

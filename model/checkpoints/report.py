@@ -27,7 +27,7 @@ class LoadReport:
         ignored: tensors left out knowingly (rotary tables, CLIP's text tower), as name to shape.
         notes: remarks on where things were found.
         digests: of each part of the model as its source stores it, if that was asked for; see
-            :func:`utils.digests.digests_by_part`.
+            :func:`utils.tensors.digests_by_part`.
     """
 
     source: str

@@ -16,9 +16,8 @@ from evaluation.scoring.score import score_corpus
 from evaluation.scoring.statistics import VideoBootstrap
 from evaluation.scoring.summary import summarise
 from tests.targets import read_target
-from utils.errors import DataError
+from utils.errors import DataError, one_line
 from utils.files import read_json, write_json
-from utils.terminal import one_line
 
 PROTOCOL = make_protocol(num_frames=3)
 ODD = [
@@ -121,7 +120,7 @@ def test_every_program_writes_what_its_terminal_lacks_as_escapes(project_root):
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_without_the_letters(encoding, tmp_path, project_root):
     code = (
-        "from utils.terminal import write_any_text; import sys; write_any_text();"
+        "from utils.errors import write_any_text; import sys; write_any_text();"
         "print('\\u676f\\ud800'); print('\\u676f\\ud800', file=sys.stderr)"
     )
     done = subprocess.run(

@@ -12,9 +12,9 @@ from evaluation.engine.selection import select
 from evaluation.protocol import make_protocol
 from evaluation.records import Record, fingerprint, open_run, read_record, record_path, write_record
 from tests.targets import read_target
-from utils.digests import tensors_digest
 from utils.errors import ConfigError, DataError
 from utils.masks import decode_rle
+from utils.tensors import tensors_digest
 
 PROTOCOL = make_protocol(num_frames=8)
 

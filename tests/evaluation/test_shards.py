@@ -10,7 +10,7 @@ from evaluation.engine.selection import select
 from evaluation.engine.shards import Shard, find_shard, share_of
 from evaluation.protocol import make_protocol
 from utils.errors import ConfigError
-from utils.processes.distributed import gpu_of
+from utils.processes import gpu_of
 
 
 def place(num_shards=None, shard_id=None, **environment):

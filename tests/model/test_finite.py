@@ -14,7 +14,7 @@ from model.mora import MoraModel
 from tests.model.published_layout import SAM, edit, noise
 from training.checkpoints.weights import fit_weights
 from utils.errors import CheckpointError
-from utils.finite import is_finite, require_finite
+from utils.tensors import is_finite, require_finite
 
 WORDS = "language_model.model.embed_tokens.weight"
 PARTS = (

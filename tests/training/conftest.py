@@ -12,7 +12,7 @@ from PIL import Image
 
 from datasets.tokenization import load_tokenizer
 from model.presets import build, tiny
-from utils.processes.distributed import start_world, stop_world
+from utils.processes import start_world, stop_world
 
 SIZE = 64
 FRAMES = 12

@@ -24,7 +24,7 @@ from training.export import export, parse_arguments
 from training.run import train
 from training.settings import parse_arguments as parse_training
 from utils.errors import CheckpointError, ConfigError, MoraError, TokenizerError
-from utils.processes.locks import LockedError, hold
+from utils.processes import LockedError, hold
 
 
 @pytest.fixture(scope="module")

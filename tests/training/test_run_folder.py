@@ -12,7 +12,7 @@ from training import run_folder
 from training.checkpoints.files import UNRECORDED
 from training.logging import LogError, RunLog, set_aside_logs
 from training.run_folder import LOCK, hold_run_folder
-from utils.processes.locks import LockedError, hold
+from utils.processes import LockedError, hold
 
 
 def test_a_folder_that_is_in_use(tmp_path, world, caplog):

@@ -23,7 +23,7 @@ from training.program import run_program
 from training.run_folder import hold_run_folder
 from training.settings import TrainingSettings, build_parser
 from utils.flags import parse, values_of
-from utils.processes.distributed import World, start_world
+from utils.processes import World, start_world
 
 
 class ToyBatch:

@@ -41,7 +41,7 @@ from training.checkpoints.provenance import TENSOR
 from training.checkpoints.random_states import random_states, restore_random_states
 from utils.errors import CheckpointError, ConfigError, MoraError, Problems
 from utils.files import atomic_write, recover_directory, replace_directory, write_json
-from utils.processes.distributed import World, agree, barrier, gather_objects, raise_together
+from utils.processes import World, agree, barrier, gather_objects, raise_together
 
 __all__ = [
     "RUN_CARD", "CheckpointStore", "check_digests", "check_states", "load_states", "random_states", "read_run_card",

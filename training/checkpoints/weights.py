@@ -23,7 +23,7 @@ from training.checkpoints.digests import check_digests
 from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences, network_of
 from training.checkpoints.store import check_states, read_run_card, tag_folder
 from utils.errors import CheckpointError
-from utils.finite import require_finite
+from utils.tensors import require_finite
 
 _ADAPTER = re.compile(r"\.(lora_[AB])(?:\.\w+)?\.weight$")
 """Adapter matrices, with or without the adapter's name (``lora_A.default.weight``, ``lora_A.weight``)."""
