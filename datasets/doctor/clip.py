@@ -57,6 +57,10 @@ class ClipReport:
     counts: Counter[str] = field(default_factory=Counter)
     drift: Drift | None = None
 
+    def find(self, kind: str, message: str, **details: Any) -> None:
+        """Add a finding; ``details`` are fields of :class:`Finding`."""
+        self.findings.append(Finding(kind, message, self.split, self.video, **details))
+
 
 class _Tally:
     """Mistakes of one clip by kind: the first message, the first files, how many."""
@@ -72,14 +76,10 @@ class _Tally:
         if picture is not None and not row[3]:
             row[3].append(picture)
 
-    def findings(self, task: ClipTask) -> list[Finding]:
-        found = []
+    def tell(self, report: ClipReport) -> None:
         for kind, (message, files, count, pictures) in self.rows.items():
             more = f" (and {count - 1} more of this clip)" if count > 1 else ""
-            found.append(
-                Finding(kind, message + more, task.split, task.video, "", tuple(files), count, 0.0, tuple(pictures))
-            )
-        return found
+            report.find(kind, message + more, files=tuple(files), count=count, pictures=tuple(pictures))
 
 
 def examine(task: ClipTask) -> ClipReport:
@@ -88,8 +88,7 @@ def examine(task: ClipTask) -> ClipReport:
     try:
         _examine(task, report)
     except Exception as error:  # one clip, however broken, must not end the examination of the others
-        message = f"stopped by {type(error).__name__}: {error}; look at this clip by hand"
-        report.findings.append(Finding("examination-failed", message, task.split, task.video))
+        report.find("examination-failed", f"stopped by {type(error).__name__}: {error}; look at this clip by hand")
     return report
 
 
@@ -121,10 +120,10 @@ def _examine(task: ClipTask, report: ClipReport) -> None:
     counts.update({f"frame size {by(size)}": 1 for size in sizes})
     if len(+modes) > 1:
         told = ", ".join(f"{number} in mode {mode}" for mode, number in modes.most_common() if number)
-        report.findings.append(Finding("mask-mode-mixed", f"masks: {told}", task.split, task.video))
-    report.findings += tally.findings(task)
+        report.find("mask-mode-mixed", f"masks: {told}")
+    tally.tell(report)
     if probe is not None:
-        report.findings += present.findings(task, numbers)
+        present.tell(task, numbers, report)
         counts["objects in masks"] += len(present.seen)
         _judge_drift(task, probe.verdict(), numbers, report)
 
@@ -169,21 +168,18 @@ class _Presence:
                 number = numbers[value - 1] if numbers else value
                 self.seen.setdefault(number, np.zeros(self.num_frames, dtype=bool))[index] = True
 
-    def findings(self, task: ClipTask, numbers: Sequence[int]) -> list[Finding]:
-        """Objects that questions name and masks lack, per query; too many ids, per clip."""
-        found = []
+    def tell(self, task: ClipTask, numbers: Sequence[int], report: ClipReport) -> None:
+        """Note objects that questions name and masks lack, per question; too many ids, per clip."""
         if len(self.seen) > _MANY_IDS and not numbers:
             message = f"{len(self.seen)} different ids in this clip's masks; were they smoothed or stored as JPEG?"
             index = int(np.sum(list(self.seen.values()), axis=0).argmax())
             picture = Picture(task.frames[index], mask_source(task, numbers, index), note=f"frame {index}")
-            found.append(Finding("mask-many-ids", message, task.split, task.video, pictures=(picture,)))
-        for query in task.questions:
-            found += self._about(query, task, numbers)
-        return found
+            report.find("mask-many-ids", message, pictures=(picture,))
+        for question in task.questions:
+            self._tell_about(question, task, numbers, report)
 
-    def _about(self, query: Question, task: ClipTask, numbers: Sequence[int]) -> list[Finding]:
-        place = dict(split=task.split, video=task.video, query=query.query_id)
-        absent = [number for number in query.object_ids if number not in self.seen]
+    def _tell_about(self, question: Question, task: ClipTask, numbers: Sequence[int], report: ClipReport) -> None:
+        absent = [number for number in question.object_ids if number not in self.seen]
         if absent and self.read and task.tubes is None:  # a tube without any mask is noted with the annotation
             held = ", ".join(map(str, sorted(self.seen)[:20])) or "no object"
             doubt = f" ({self.damaged} masks could not be read)" if self.damaged else ""
@@ -193,23 +189,22 @@ class _Presence:
             )
             index = next((k for k, path in enumerate(task.masks) if path is not None), 0)
             picture = Picture(task.frames[index], mask_source(task, numbers, index), note=f"frame {index}, all objects")
-            return [Finding("object-absent", message, pictures=(picture,), **place)]
-        if query.window is None or absent or not self.read:
-            return []
-        visible = np.any([self.seen[number] for number in query.object_ids], axis=0)
-        first, last = query.window
+            report.find("object-absent", message, query=question.query_id, pictures=(picture,))
+        if question.window is None or absent or not self.read:
+            return
+        visible = np.any([self.seen[number] for number in question.object_ids], axis=0)
+        first, last = question.window
         if visible[first : last + 1].any() or not any(task.masks[first : last + 1]):
-            return []  # with no mask file at all in the window, that is what is noted
+            return  # with no mask file at all in the window, that is what is noted
         index = int(np.abs(np.flatnonzero(visible) - (first + last) / 2).argmin())
         nearest = int(np.flatnonzero(visible)[index])
         message = (
             f"the answer is visible on {int(visible.sum())} frames (the nearest is {nearest}), but on none of its "
             f"window, frames {first} to {last}: the target is empty; look at the times and the masks"
         )
-        picture = Picture(
-            task.frames[nearest], mask_source(task, numbers, nearest), ids=query.object_ids, note=f"frame {nearest}"
-        )
-        return [Finding("object-outside-window", message, pictures=(picture,), **place)]
+        mask = mask_source(task, numbers, nearest)
+        picture = Picture(task.frames[nearest], mask, ids=question.object_ids, note=f"frame {nearest}")
+        report.find("object-outside-window", message, query=question.query_id, pictures=(picture,))
 
 
 def _judge_drift(task: ClipTask, drift: Drift, numbers: Sequence[int], report: ClipReport) -> None:
@@ -227,12 +222,7 @@ def _judge_drift(task: ClipTask, drift: Drift, numbers: Sequence[int], report: C
         f"fits frame t better; {', '.join(clues)}. Look at the contact sheet, then extract the frames or write the "
         "masks again"
     )
-    report.findings.append(
-        Finding(
-            "drift-suspect", message, task.split, task.video, score=drift.score,
-            pictures=_moments(task, numbers, shift),
-        )
-    )  # fmt: skip
+    report.find("drift-suspect", message, score=drift.score, pictures=_moments(task, numbers, shift))
 
 
 def _moments(task: ClipTask, numbers: Sequence[int], shift: int) -> tuple[Picture, ...]:

@@ -33,7 +33,6 @@ VIDEO_FOLDERS = ("groundmore_videos", "annotations")
 class GroundMoReExamination(Examination):
     """``DIR/*.json`` and ``DIR/groundmore_videos/VIDEO/{images,masks}``; DIR may also be the folder above."""
 
-    name = "groundmore"
     marks = (*VIDEO_FOLDERS, *(f"{name}.json" for name in ANNOTATIONS))
 
     def find_splits(self) -> list[str]:

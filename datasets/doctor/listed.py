@@ -169,7 +169,6 @@ class MeViSExamination(ListedExamination):
     ``mask_dict.json`` is held in memory while its split is examined, as the reader holds it.
     """
 
-    name = "mevis"
     marks = ("*/meta_expressions.json", "*/mask_dict.json", "*/JPEGImages")
 
     def find_splits(self) -> list[str]:

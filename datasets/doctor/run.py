@@ -15,7 +15,7 @@ from tqdm import tqdm
 from datasets.corpora import CORPORA, corpus_named, load
 from datasets.doctor.clip import ClipReport, ClipTask, examine
 from datasets.doctor.examination import Examination, Notes, Options
-from datasets.doctor.findings import Finding, Findings
+from datasets.doctor.findings import Findings
 from datasets.doctor.report import Examined
 from utils.errors import ConfigError, DataError
 
@@ -117,9 +117,10 @@ def _next(pool: ProcessPoolExecutor, waiting: deque[tuple[ClipTask, Future]], wo
         try:
             yield single.submit(examine, task).result()
         except BrokenProcessPool:
+            report = ClipReport(task.split, task.video)
             message = "a process that read this clip was killed (a broken file, or too little memory)"
-            finding = Finding("examination-failed", message, task.split, task.video)
-            yield ClipReport(task.split, task.video, [finding])
+            report.find("examination-failed", message)
+            yield report
             single = _pool(1)
     single.shutdown(wait=True)
     return _pool(workers)
