@@ -65,7 +65,7 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
             counts = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
     elif isinstance(counts, (str, bytes)):
         counts = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
-        runs = _parse_counts(counts)
+        runs = parse_counts(counts)
     else:
         raise DataError(f"run-length 'counts' must be a string or a list, not {type(counts).__name__}")
     if not _fills(runs, height * width):
@@ -102,9 +102,16 @@ def _fills(runs: np.ndarray | None, num_pixels: int) -> bool:
     return runs is not None and len(runs) > 0 and bool((runs >= 0).all()) and int(runs.sum()) == num_pixels
 
 
-def _parse_counts(counts: bytes) -> np.ndarray | None:
-    """Run lengths of a compressed string: 5 bits per character, little end first, from the third on as differences
-    to the run before last. None if the string is malformed."""
+def parse_counts(counts: bytes | np.ndarray) -> np.ndarray | None:
+    """Run lengths of a compressed string: 5 bits per character, little end first, from the third on as differences to
+    the run before last.
+
+    Args:
+        counts: the string, or its bytes as uint8 [n].
+
+    Returns:
+        int64 [m], or None if the string is malformed.
+    """
     codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         return None

@@ -10,16 +10,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from evaluation.disagreements import counting as disagreements_counting
-from evaluation.disagreements import frames as disagreements_frames
-from evaluation.disagreements import masks as disagreements_masks
+from evaluation.disagreements import counting, frames, masks
 from evaluation.disagreements.world import Case
 from utils.errors import write_any_text
 
 GROUPS: dict[str, tuple[Case, ...]] = {
-    "The same masks, counted differently": disagreements_counting.CASES,
-    "Other frames, other windows": disagreements_frames.CASES,
-    "Other pixels": disagreements_masks.CASES,
+    "The same masks, counted differently": counting.CASES,
+    "Other frames, other windows": frames.CASES,
+    "Other pixels": masks.CASES,
 }
 """All cases by what the two scripts differ in."""
 

@@ -17,7 +17,7 @@ from evaluation.metrics import boundary_radius, contour_accuracy, score_clip
 from utils.masks import palette, read_id_mask, union, write_id_mask
 
 
-def _f_of(match: Callable[[np.ndarray, int], np.ndarray], truth: np.ndarray, predicted: np.ndarray) -> float:
+def f_of(match: Callable[[np.ndarray, int], np.ndarray], truth: np.ndarray, predicted: np.ndarray) -> float:
     """F of one frame, with the neighbourhood ``match(boundary, radius)`` of a boundary instead of the exact disk."""
     edges = [_boundary(truth), _boundary(predicted)]
     near = [match(edge, boundary_radius(*truth.shape)) for edge in edges]
@@ -38,7 +38,7 @@ def _dilated(boundary: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return cv2.dilate(boundary.astype(np.uint8), kernel).astype(bool)
 
 
-def _flock(rows: int, columns: int, width: int = 854) -> tuple[np.ndarray, np.ndarray]:
+def flock(rows: int, columns: int, width: int = 854) -> tuple[np.ndarray, np.ndarray]:
     """A frame of 480 rows with one large and many small objects, and the same moved by some pixels."""
     truth = disc(240, 250, 90, 480, width)
     for index in range(40):
@@ -53,12 +53,12 @@ def distance_transform() -> tuple[float, float]:
     That is a distance of 8.06; boundaries match within 8. `cv2.distanceTransform` with its 5 x 5 mask adds up steps of
     1, 1.4 and 2.1969 and calls the distance 7.99, so everything matches. The definition is dx² + dy² ≤ r².
     """
-    truth, predicted = _flock(7, 4)
+    truth, predicted = flock(7, 4)
 
     def match(edge: np.ndarray, radius: int) -> np.ndarray:
         return cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, 5) <= radius
 
-    return _f_of(match, truth, predicted), float(contour_accuracy(truth, predicted)[0])
+    return f_of(match, truth, predicted), float(contour_accuracy(truth, predicted)[0])
 
 
 @case("dilates with OpenCV's ellipse", "matches within the exact disk", 2, "boundary_match", measure="F")
@@ -67,23 +67,23 @@ def ellipse_kernel() -> tuple[float, float]:
 
     `cv2.MORPH_ELLIPSE` of side 2r + 1 is not the disk of radius r: at r = 8 it has 213 pixels and the disk 197.
     """
-    truth, predicted = _flock(8, 4)
+    truth, predicted = flock(8, 4)
 
     def match(edge: np.ndarray, radius: int) -> np.ndarray:
         return _dilated(edge, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)))
 
-    return _f_of(match, truth, predicted), float(contour_accuracy(truth, predicted)[0])
+    return f_of(match, truth, predicted), float(contour_accuracy(truth, predicted)[0])
 
 
 @case("dilates with a square", "matches within the exact disk", 2, "boundary_match", measure="F")
 def square_kernel() -> tuple[float, float]:
     """A square of side 2r + 1 reaches 1.41 r along its diagonals; the objects are 7 down and 7 to the right."""
-    truth, predicted = _flock(7, 7)
+    truth, predicted = flock(7, 7)
 
     def match(edge: np.ndarray, radius: int) -> np.ndarray:
         return _dilated(edge, np.ones((2 * radius + 1, 2 * radius + 1), dtype=np.uint8))
 
-    return _f_of(match, truth, predicted), float(contour_accuracy(truth, predicted)[0])
+    return f_of(match, truth, predicted), float(contour_accuracy(truth, predicted)[0])
 
 
 @case("leaves a band around the outline out (void)", "counts every pixel", 2, "void_pixels")
@@ -108,7 +108,7 @@ def evaluated_size() -> tuple[float, float]:
     The tolerance of F is rounded up to whole pixels: 7 at the original size (from 6.4), but 4 at half size (from 3.2),
     which is 8 pixels of the original.
     """
-    truth, predicted = _flock(7, 3, 640)
+    truth, predicted = flock(7, 3, 640)
     halves = [mask[::2, ::2] for mask in (truth, predicted)]
     return jf(halves[0][None], halves[1][None]), jf(truth[None], predicted[None])
 

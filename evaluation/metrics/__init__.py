@@ -137,11 +137,11 @@ def temporal_iou(pred_frames: np.ndarray, gt_frames: np.ndarray) -> float:
 
 
 def _chosen_kernels() -> ModuleType:
-    return _kernels(os.environ.get(BACKEND_VARIABLE) or "auto")
+    return kernels_of(os.environ.get(BACKEND_VARIABLE) or "auto")
 
 
 @functools.lru_cache(maxsize=4)
-def _kernels(backend: str) -> ModuleType:
+def kernels_of(backend: str) -> ModuleType:
     """The module that counts: ``count_dense``, ``count_runs`` and ``parse_strings``."""
     if backend not in ("auto", "numba", "numpy"):
         raise ValueError(f"{BACKEND_VARIABLE}={backend}: choose auto, numba or numpy")

@@ -45,17 +45,17 @@ def load_kernels() -> ModuleType:
         if config.DISABLE_JIT:
             raise ImportError("NUMBA_DISABLE_JIT is set")
         chosen = config.CACHE_DIR
-        folder = _cache_folder(chosen)
+        folder = cache_folder(chosen)
         config.CACHE_DIR = str(folder)  # numba reads it where a function is decorated
         try:
-            with _one_at_a_time(folder):
+            with one_at_a_time(folder):
                 from evaluation.metrics import with_numba as metrics_numba
         finally:
             config.CACHE_DIR = chosen
     return metrics_numba
 
 
-def _cache_folder(chosen: str) -> Path:
+def cache_folder(chosen: str) -> Path:
     """An existing folder that can be written, for these sources, this numba and this processor."""
     import llvmlite.binding
     import numba
@@ -79,7 +79,7 @@ def _cache_folder(chosen: str) -> Path:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, if there is locking here and it comes within :data:`LONGEST_WAIT`."""
     try:
         import fcntl

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.metrics import disk as layout
+from utils.masks import parse_counts
 
 WORD = np.dtype("<u8")
 CHUNK_WORDS = 1 << 17
@@ -56,31 +57,13 @@ def parse_strings(text: np.ndarray, ends: np.ndarray, starts: np.ndarray, used: 
     begin = 0
     for index, end in enumerate(ends):
         if end > begin:
-            parsed = _parse(text[begin:end])
+            parsed = parse_counts(text[begin:end])
             if parsed is None:
                 return index
             used[index] = len(parsed)
             runs[starts[index] : starts[index] + len(parsed)] = parsed
         begin = end
     return -1
-
-
-def _parse(text: np.ndarray) -> np.ndarray | None:
-    """Run lengths of one compressed string, uint8 [n]; None if it is malformed."""
-    codes = text.astype(np.int64) - 48
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 12:
-        return None
-    place = np.arange(len(codes)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
-    runs -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
 
 
 def _chunk(rows: int, width: int) -> int:

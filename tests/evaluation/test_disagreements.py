@@ -114,8 +114,8 @@ def exact_disk(edge, radius):
 
 @pytest.mark.parametrize("rows, columns", [(7, 4), (8, 4), (7, 7), (0, 3)])
 def test_variants_of_f_differ_from_ours_in_the_neighbourhood_only(rows, columns):
-    truth, predicted = disagreements_masks._flock(rows, columns)
-    assert disagreements_masks._f_of(exact_disk, truth, predicted) == contour_accuracy(truth, predicted)[0]
+    truth, predicted = disagreements_masks.flock(rows, columns)
+    assert disagreements_masks.f_of(exact_disk, truth, predicted) == contour_accuracy(truth, predicted)[0]
 
 
 def test_the_ellipse_has_the_size_that_is_told():
@@ -136,7 +136,7 @@ def test_masks_that_are_handled_well_are_perfect(numbers):
 
 
 def test_j_and_f_of_a_case_are_those_of_the_metrics():
-    truth, predicted = disagreements_masks._flock(3, 3)
+    truth, predicted = disagreements_masks.flock(3, 3)
     j, f = score_clip(truth, predicted)
     assert disagreements_masks.jf(truth[None], predicted[None]) == (j[0] + f[0]) / 2
 

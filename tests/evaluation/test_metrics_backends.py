@@ -21,9 +21,9 @@ from evaluation.metrics import compiled as metrics_compiled
 def fresh(monkeypatch):
     """Forget which code was chosen, before and after."""
     monkeypatch.delenv("MORA_METRICS", raising=False)
-    metrics._kernels.cache_clear()
+    metrics.kernels_of.cache_clear()
     yield monkeypatch
-    metrics._kernels.cache_clear()
+    metrics.kernels_of.cache_clear()
 
 
 def clip(seed=0, frames=3):
@@ -33,7 +33,7 @@ def clip(seed=0, frames=3):
 
 
 def chosen():
-    return metrics._kernels(os.environ.get("MORA_METRICS") or "auto").__name__
+    return metrics.kernels_of(os.environ.get("MORA_METRICS") or "auto").__name__
 
 
 def test_numba_is_used_where_it_is_installed(fresh):
@@ -45,7 +45,7 @@ def test_numba_is_used_where_it_is_installed(fresh):
 
 def test_compiled_code_lets_other_threads_run(fresh):
     pytest.importorskip("numba")
-    kernels = metrics._kernels("numba")
+    kernels = metrics.kernels_of("numba")
     for entry in (kernels.count_dense, kernels.count_runs, kernels.parse_strings):
         assert entry.targetoptions["nogil"]
 
@@ -125,16 +125,16 @@ def test_processes_that_start_together_compile_once(project_root, tmp_path):
 def test_where_the_machine_code_is_kept(tmp_path, monkeypatch):
     pytest.importorskip("numba")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    chosen = metrics_compiled._cache_folder("")
+    chosen = metrics_compiled.cache_folder("")
     assert chosen.parent == tmp_path / "cache" / "mora"
-    named = metrics_compiled._cache_folder(str(tmp_path / "named"))
+    named = metrics_compiled.cache_folder(str(tmp_path / "named"))
     assert named.parent == tmp_path / "named" and named.name == chosen.name
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     removed = []
     monkeypatch.setattr(metrics_compiled.atexit, "register", lambda function, path, **_: removed.append(path))
-    temporary = metrics_compiled._cache_folder(str(tmp_path / "file"))
+    temporary = metrics_compiled.cache_folder(str(tmp_path / "file"))
     assert temporary.is_dir() and removed == [temporary]
     temporary.rmdir()
 
@@ -144,9 +144,9 @@ def test_a_lock_that_never_comes_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics_compiled, "LONGEST_WAIT", 0.1)
     with open(tmp_path / "lock", "ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with metrics_compiled._one_at_a_time(tmp_path):
+        with metrics_compiled.one_at_a_time(tmp_path):
             pass
-    with metrics_compiled._one_at_a_time(tmp_path / "gone"):
+    with metrics_compiled.one_at_a_time(tmp_path / "gone"):
         pass
 
 
