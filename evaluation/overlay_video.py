@@ -15,18 +15,21 @@ import os
 import sys
 import textwrap
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 
 from datasets.sample import Question, VideoRecord
+from evaluation.benchmark import benchmark_of
 from evaluation.outputs import PICTURE_MARK, note_foreign_file
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
 from evaluation.report import add_run_flags, read_evaluation
-from evaluation.scoring.truth import ClipTruth, question_window
+from evaluation.scoring.truth import ClipTruth, Truth, question_window
 from utils.drawing import TRUTH_COLOUR, contact_sheet, draw_overlay, grey, text_strip, time_curve, write_png
 from utils.errors import ConfigError, DataError, MoraError, Problems, write_any_text
 from utils.masks import decode_rle
@@ -42,7 +45,12 @@ MAX_COLUMNS = 8
 
 
 def overlay_frames(
-    video: VideoRecord, question: Question, record: Record, protocol: Protocol, all_frames: bool = True
+    video: VideoRecord,
+    question: Question,
+    record: Record,
+    protocol: Protocol,
+    all_frames: bool = True,
+    truths: Callable = ClipTruth,
 ) -> Iterator[np.ndarray]:
     """The pictures of one question in time order.
 
@@ -51,6 +59,7 @@ def overlay_frames(
         record: a prediction (not a failure).
         protocol: refinement and threshold.
         all_frames: every frame of the clip; otherwise the predicted ones only.
+        truths: reads the ground truth, see ``Kind`` of the benchmarks; drawn if it is masks.
 
     Yields:
         uint8 RGB [H, W, 3], all of one size with even sides.
@@ -67,7 +76,7 @@ def overlay_frames(
     held = np.searchsorted(predicted, shown, side="right") - 1  # -1: before the first predicted frame
     for place, (index, last, inside) in enumerate(zip(shown.tolist(), held.tolist(), window.tolist())):
         frame = read_frame(video.frame_paths[index])
-        truth = ClipTruth(video, np.array([index]), protocol)(question).masks()[0]
+        objects = [masks[0] for masks in _objects(truths(video, np.array([index]), protocol)(question))]
         mask, kept = _prediction(record, last, frame.shape[:2], protocol)
         exact = last >= 0 and predicted[last] == index
         picture = draw_overlay(
@@ -75,8 +84,8 @@ def overlay_frames(
             [mask] if exact and kept else [],
             [PREDICTION_COLOUR],
             0.6,
-            truth=[truth, mask] if kept and not exact else [truth],
-            truth_colours=[TRUTH_COLOUR if inside else OUTSIDE_COLOUR, PREDICTION_COLOUR],
+            truth=[*objects, mask] if kept and not exact else objects,
+            truth_colours=[*([TRUTH_COLOUR if inside else OUTSIDE_COLOUR] * len(objects)), PREDICTION_COLOUR],
             min_side=min(frame.shape[:2]) * max(1, -(-MIN_WIDTH // frame.shape[1])),
         )
         width = picture.shape[1]
@@ -88,7 +97,9 @@ def overlay_frames(
         yield np.pad(whole, ((0, len(whole) % 2), (0, width % 2), (0, 0)), constant_values=255)
 
 
-def question_picture(video: VideoRecord, question: Question, record: Record, protocol: Protocol) -> np.ndarray:
+def question_picture(
+    video: VideoRecord, question: Question, record: Record, protocol: Protocol, truths: Callable = ClipTruth
+) -> np.ndarray:
     """One question as a sheet: ground truth above, prediction below, and the [LOC] curve if there is one.
 
     Args and errors as for :func:`overlay_frames`.
@@ -99,23 +110,24 @@ def question_picture(video: VideoRecord, question: Question, record: Record, pro
     count = len(record.frame_indices)
     places = np.unique(np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int)).tolist()
     indices = np.asarray(record.frame_indices)
-    truth = ClipTruth(video, indices[places], protocol)(question)
+    objects = _objects(truths(video, indices[places], protocol)(question))
+    window = question_window(question, indices, protocol)
     above, below, notes = [], [], []
-    for place, target in zip(places, truth.masks() & truth.in_window[:, None, None]):
+    for number, place in enumerate(places):
         frame = read_frame(video.frame_paths[indices[place]])
         mask, kept = _prediction(record, place, frame.shape[:2], protocol)
         # The prediction lies on a grey frame: a red fill on a coloured object could not be told from the object.
-        above.append(draw_overlay(frame, [], truth=[target]))
-        below.append(draw_overlay(grey(frame), [mask] if kept else [], alpha=0.7, truth=[target]))
+        targets = [masks[number] for masks in objects if window[place]]
+        above.append(draw_overlay(frame, [], truth=targets))
+        below.append(draw_overlay(grey(frame), [mask] if kept else [], alpha=0.7, truth=targets))
         loc = "" if record.loc_probs is None else f"  LOC {record.loc_probs[place]:.2f}"
         notes.append(f"frame {indices[place]}{loc}")
-    marks = [truth.in_window.tolist()] * 2
+    marks = [window[places].tolist()] * 2
     sheet = contact_sheet(
         [above, below], (f"ground truth: {_answer(question)}", "prediction"), ([], notes), question.text, marks=marks
     )
     if record.loc_probs is None:
         return sheet
-    window = question_window(question, indices, protocol)
     curve = time_curve(np.asarray(record.loc_probs), window, protocol.loc_threshold, sheet.shape[1])
     return np.concatenate([sheet, curve], axis=0)
 
@@ -165,12 +177,23 @@ def write_h264(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> No
 
 
 def _prediction(record: Record, place: int, shape: tuple[int, int], protocol: Protocol) -> tuple[np.ndarray, bool]:
-    """(mask before refinement, whether it is kept) of a predicted frame; empty before the first (place -1)."""
+    """(mask before refinement or discs at the points, whether it is kept) of a predicted frame; empty before the first
+    (place -1)."""
     if place < 0:
         return np.zeros(shape, dtype=bool), False
-    rle, refined = record.masks[place], protocol.loc_refine and record.loc_probs is not None
-    mask = np.zeros(shape, dtype=bool) if rle is None else decode_rle(rle)
-    return mask, not refined or record.loc_probs[place] >= protocol.loc_threshold
+    refined = protocol.loc_refine and record.loc_probs is not None
+    mask = np.zeros(shape, dtype=np.uint8)
+    if record.kind == "masks" and record.masks[place] is not None:
+        mask = decode_rle(record.masks[place])
+    elif record.kind == "points":
+        for x, y in record.points[place] or ():
+            cv2.circle(mask, (int(x), int(y)), max(1, min(shape) // 60), 1, -1)
+    return mask != 0, not refined or record.loc_probs[place] >= protocol.loc_threshold
+
+
+def _objects(truth: Any) -> list[np.ndarray]:
+    """The ground truth's masks, bool [U, H, W], in a list; an empty one where the truth is something else."""
+    return [truth.masks()] if isinstance(truth, Truth) else []
 
 
 def _answer(question: Question) -> str:
@@ -236,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace) -> Path:
     """Write what the flags ask for."""
-    videos, _, _, protocol = read_evaluation(args)
+    videos, summary, _, protocol = read_evaluation(args)
+    truths = benchmark_of(summary).kind.truths
     video = next((video for video in videos if video.video_id == args.video), None)
     if video is None:
         raise ConfigError(f"--video {args.video}: not in the corpus, which has {len(videos)} videos")
@@ -255,9 +279,9 @@ def _write(args: argparse.Namespace) -> Path:
         note_foreign_file(problems, "--out", path, PICTURE_MARK.encode())
         problems.raise_if_any(ConfigError, "the picture cannot be written there")
     if args.sheet:
-        write_png(path, question_picture(video, question, record, protocol), PICTURE_MARK)
+        write_png(path, question_picture(video, question, record, protocol, truths), PICTURE_MARK)
     else:
-        write_h264(path, overlay_frames(video, question, record, protocol, args.all_frames), args.fps)
+        write_h264(path, overlay_frames(video, question, record, protocol, args.all_frames, truths), args.fps)
     return path
 
 

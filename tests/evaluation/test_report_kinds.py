@@ -10,8 +10,9 @@ import pytest
 
 from evaluation import benchmark as registry
 from evaluation.benchmark import Benchmark, Kind, Measure
+from evaluation.overlay_video import PREDICTION_COLOUR, overlay_frames, question_picture
 from evaluation.protocol import Protocol
-from evaluation.records import Record, frames_digest, open_run, read_run, write_record
+from evaluation.records import Record, frames_digest, open_run, read_record, read_run, write_record
 from evaluation.report import format_report, write_report_page, write_results
 from evaluation.scoring.score import score_corpus
 from evaluation.scoring.summary import summarise
@@ -111,6 +112,17 @@ def test_points_are_drawn_on_their_frames(page_of, request):
     place = "(c => [c.getAttribute('cx'), c.getAttribute('cy')])(document.querySelector('#detail .cell .point'))"
     assert np.allclose([float(value) / 16 for value in view.script(place)], POINT)
     assert len(view.find("#detail .point")) == 1
+
+
+@pytest.mark.parametrize("name", ["points", "text"])
+def test_pictures_of_other_kinds(page_of, corpus, name):
+    run = page_of(name)[0].parent
+    video, question = corpus[0], corpus[0].questions[0]
+    record, truths = read_record(run, video.video_id, question.query_id), STAND_INS[name].kind.truths
+    frames = list(overlay_frames(video, question, record, PROTOCOL, False, truths))
+    pink = [bool((np.abs(frame.astype(int) - PREDICTION_COLOUR).sum(axis=-1) < 200).any()) for frame in frames]
+    assert pink == [name == "points", False, False]
+    assert question_picture(video, question, record, PROTOCOL, truths).shape[2] == 3
 
 
 def test_a_text_stands_beside_the_truth(page_of, request):
