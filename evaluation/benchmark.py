@@ -147,7 +147,7 @@ class Benchmark:
 
 DEFAULT = "groundmore"
 
-BENCHMARKS = {"groundmore": "groundmore"}
+BENCHMARKS = {"groundmore": "groundmore", "mevis_valid_u": "mevis"}
 """Name -> the module in ``evaluation/benchmarks`` that holds its row."""
 
 

@@ -203,6 +203,7 @@ class Protocol:
 PRESETS: dict[str, dict] = {
     "groundmore": {},
     "groundmore_2025": {"frame_sampling": "linspace_truncated", "window": "unclipped"},
+    "mevis": {"frame_sampling": "every", "prompt": "referring"},
 }
 """Named starting points: the corrected protocol, and the arithmetic of the evaluator published in 2025."""
 
