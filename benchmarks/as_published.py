@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from benchmarks.stages import FrameCounter, Stages
-from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import Preprocessor
 from model.mora import MoraModel
 from model.segmenters import Embeddings
 from utils.batch import IMAGE_TOKEN_INDEX
@@ -71,8 +71,8 @@ class PublishedEvaluation:
     def __init__(self, model: MoraModel, stages: Stages, eos_id: int, mask_threshold: float = 0.0):
         self.model, self.stages, self.eos_id, self.mask_threshold = model, stages, eos_id, mask_threshold
         self.encoder = plain_sam_encoder(model)
-        self.sam = SamPreprocessor(model.sam.pixel_rule)
-        self.clip = ClipPreprocessor(model.config.pixel_rule)
+        self.sam = Preprocessor(model.sam.pixel_rule)
+        self.clip = Preprocessor(model.config.pixel_rule)
         weight = model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
         self.counter = FrameCounter(sam=self.encoder.neck, clip=model.vision_tower.embeddings)

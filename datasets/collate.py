@@ -19,7 +19,7 @@ from datasets.conversation import (
     template_named,
 )
 from datasets.mixture import Mixture
-from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import Preprocessor
 from datasets.sample import Question, VideoSample
 from datasets.tokenization import MoraTokenizer
 from utils.batch import MoraBatch, PixelRule, QuestionTensors, VideoTensors
@@ -71,13 +71,11 @@ class SampleProcessor:
             raise ConfigError(
                 f"outside_window {self.outside_window!r} is unknown; choose one of {', '.join(OUTSIDE_WINDOW)}"
             )
-        if self.mask_frames < 0:
-            raise ConfigError(f"mask_frames must be 0 (all) or more, not {self.mask_frames}")
         self._seg_id = self.tokenizer.id_of(SEG)
         if self.with_loc:
             self.tokenizer.id_of("[LOC]")
-        self._sam = SamPreprocessor(self.sam_pixels)
-        self._clip = ClipPreprocessor(self.pixels)
+        self._sam = Preprocessor(self.sam_pixels)
+        self._clip = Preprocessor(self.pixels)
 
     def __call__(self, sample: VideoSample, rng: np.random.Generator) -> VideoTensors:
         """Read, preprocess and tokenise one sample. Each frame is read once, and only the masks that are needed.

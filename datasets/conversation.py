@@ -163,8 +163,7 @@ def build_example(
 
 def encode_prompt(question_text: str, template: str, tokenizer: MoraTokenizer) -> torch.Tensor:
     """Tokens of :func:`render_prompt`: int64 [P], IMAGE_TOKEN_INDEX where the frames go."""
-    ids, _ = tokenizer.encode_with_offsets(render_prompt(question_text, template))
-    return torch.tensor(ids, dtype=torch.int64)
+    return torch.tensor(tokenizer.encode(render_prompt(question_text, template)), dtype=torch.int64)
 
 
 def encode_forced_answer(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.corpora import CORPORA, corpus_named
+from datasets.corpora import CORPORA, SPELLINGS
 from datasets.sample import VideoRecord, VideoSample
-from datasets.sampling import STRATEGIES, draw_sample
-from utils.errors import ConfigError
+from datasets.sampling import draw_sample
+from utils.errors import ConfigError, Problems
 
 _CHUNK = 4096
 """Corpus choices made at a time."""
@@ -39,7 +39,7 @@ class Mixture:
         strategy: how frames are drawn, see :func:`datasets.sampling.draw_sample`.
 
     Raises:
-        ConfigError: rates that do not fit, an empty corpus, or a number out of range.
+        ConfigError: an empty corpus.
     """
 
     def __init__(
@@ -53,19 +53,12 @@ class Mixture:
     ):
         self.names = tuple(corpora)
         self.corpora = tuple(corpora.values())
-        self.rates = _proportions(self.names, sample_rates)
-        for name, corpus in zip(self.names, self.corpora):
+        self.rates = np.array(sample_rates, dtype=np.float64) / sum(sample_rates)
+        for name, corpus in corpora.items():
             if not len(corpus):
                 raise ConfigError(f"corpus {name} has no record; leave it out of --dataset")
-        frames = [num_frames] * len(self.names) if isinstance(num_frames, int) else list(num_frames)
-        if seed < 0 or min(frames) < 1 or max_questions < 1:
-            raise ConfigError(
-                f"seed must be 0 or more, frames and questions per sample 1 or more; got seed {seed}, "
-                f"{min(frames)} frames, {max_questions} questions"
-            )
-        if strategy not in STRATEGIES:
-            raise ConfigError(f"the frame strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
-        self.seed, self.num_frames, self.max_questions, self.strategy = seed, frames, max_questions, strategy
+        self.num_frames = [num_frames] * len(corpora) if isinstance(num_frames, int) else list(num_frames)
+        self.seed, self.max_questions, self.strategy = seed, max_questions, strategy
         self._before = [np.zeros(len(self.names), dtype=np.int64)]  # per chunk: draws of each corpus before it
         self._chunk: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # per corpus: the pass last asked for, and its order
@@ -119,22 +112,33 @@ class Mixture:
         return known[1]
 
 
-def _proportions(names: Sequence[str], rates: Sequence[float]) -> np.ndarray:
-    """float64, one per corpus, summing to 1.
+def read_shares(dataset: str, sample_rates: str, problems: Problems) -> dict[str, float]:
+    """How often each corpus of a command line is drawn.
 
-    Raises:
-        ConfigError: they do not fit.
+    Args:
+        dataset: names of :data:`datasets.corpora.CORPORA`, or aliases, joined by ``||``.
+        sample_rates: numbers joined by commas, one per corpus; only proportions matter.
+        problems: where mistakes go.
+
+    Returns:
+        Rates by name of the corpus, in the order given; without meaning if there was a mistake.
     """
-    if not names:
-        raise ConfigError(f"no corpus given; --dataset takes names joined by ||: {', '.join(CORPORA)}")
-    if len(names) != len(rates):
-        raise ConfigError(
-            f"{len(names)} corpora ({', '.join(names)}) but {len(rates)} sample rates; give one rate for each, "
-            'as in --dataset "refer_video_seg||mevis" --sample_rates "1,1"'
-        )
-    if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or not sum(rates) > 0:
-        raise ConfigError(f"sample rates must be 0 or more and not all 0; got {', '.join(map(str, rates))}")
-    return np.array(rates, dtype=np.float64) / sum(rates)
+    names = [name.strip() for name in dataset.split("||") if name.strip()]
+    for name in sorted(set(names) - set(SPELLINGS)) or ([] if names else ["nothing"]):
+        problems.add("--dataset", f"{name} is no corpus; known: {', '.join(CORPORA)}")
+    known = [SPELLINGS[name].name for name in names if name in SPELLINGS]
+    if len(set(known)) < len(known):
+        problems.add("--dataset", f"{dataset} names a corpus twice; raise its sample rate instead")
+    try:
+        rates = [float(rate) for rate in sample_rates.split(",")]
+    except ValueError:
+        problems.add("--sample_rates", f"{sample_rates!r} is not a list of numbers such as '1,1'")
+        return {}
+    if len(rates) != len(names):
+        problems.add("--sample_rates", f"{len(rates)} rates for {len(names)} corpora ({dataset})")
+    if not all(0 <= rate < math.inf for rate in rates) or sum(rates) <= 0:
+        problems.add("--sample_rates", f"{sample_rates}: finite, none negative, one above 0")
+    return dict(zip(known, rates))
 
 
 def build_mixture(
@@ -150,8 +154,8 @@ def build_mixture(
     """Open the corpora named on a command line.
 
     Args:
-        dataset: names of :data:`datasets.corpora.CORPORA`, or aliases, joined by ``||``.
-        sample_rates: numbers joined by commas, one per corpus.
+        dataset: see :func:`read_shares`.
+        sample_rates: see :func:`read_shares`.
         dataset_dir: holds the folders of the corpora.
         seed: see :class:`Mixture`.
         num_frames: see :class:`Mixture`.
@@ -160,18 +164,13 @@ def build_mixture(
         on_problem: "raise" or "skip"; see :class:`datasets.corpora.base.Reader`.
 
     Raises:
-        ConfigError: unknown or repeated names, rates that do not fit.
+        ConfigError: unknown or repeated names, rates that do not fit; all are listed.
         DataError: a corpus is missing or has mistakes.
     """
-    rows = [corpus_named(name.strip()) for name in dataset.split("||") if name.strip()]
-    names = [row.name for row in rows]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"--dataset {dataset!r} names a corpus twice; raise its sample rate instead")
-    try:
-        rates = [float(rate) for rate in sample_rates.split(",")]
-    except ValueError:
-        raise ConfigError(f"--sample_rates {sample_rates!r} must be numbers joined by commas, as in 1,1") from None
-    _proportions(names, rates)  # before the corpora are opened, which takes time
+    problems = Problems()
+    shares = read_shares(dataset, sample_rates, problems)
+    problems.raise_if_any(ConfigError, "these corpora cannot be mixed")
+    rows = [CORPORA[name] for name in shares]
     corpora = {row.name: row.open(dataset_dir, on_problem=on_problem) for row in rows}
     frames = [row.frames_per_sample(num_frames) for row in rows]
-    return Mixture(corpora, rates, seed, frames, max_questions, strategy)
+    return Mixture(corpora, list(shares.values()), seed, frames, max_questions, strategy)

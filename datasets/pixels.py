@@ -15,7 +15,7 @@ from torch import Tensor
 from utils.batch import PixelRule
 from utils.errors import ConfigError
 
-RESIZES = ("crop", "pad", "squash")
+RESIZES = ("crop", "pad", "squash", "corner")
 
 
 def _check_frames(frames: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -35,90 +35,14 @@ def _check_frames(frames: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]
     return frames
 
 
-def _resize(frames: list[np.ndarray], height: int, width: int, resample: Image.Resampling) -> Tensor:
-    """Frames uint8 [H, W, 3] -> uint8 [T, 3, height, width], by Pillow (antialiased when shrinking)."""
-    if frames[0].shape[:2] != (height, width):
-        frames = [np.asarray(Image.fromarray(frame).resize((width, height), resample)) for frame in frames]
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
-
-
-class SamPreprocessor:
-    """For a segmenter: long side to the rule's size (bilinear), normalise, then zeros to the right and below.
+class Preprocessor:
+    """To a normalised square, as a backbone or a segmenter wants it: bicubic, but bilinear for "corner".
 
     ``__call__`` is :meth:`normalise` of :meth:`resize`. Apart, the two let a worker resize and a GPU normalise, with
     bytes instead of floats in between.
 
     Args:
-        rule: the side S of the square (1024 for ViT-H), mean and deviation.
-
-    Raises:
-        ConfigError: its ``resize`` is not "corner".
-    """
-
-    def __init__(self, rule: PixelRule):
-        if rule.resize != "corner":
-            raise ConfigError(f"a segmenter's frames cannot be resized by {rule.resize!r}; only 'corner' is known")
-        self.image_size = rule.size
-        self._mean = torch.tensor(rule.mean).view(3, 1, 1)
-        self._std = torch.tensor(rule.std).view(3, 1, 1)
-
-    def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of the picture inside the square: the long side is S, the other rounded half up, at least 1."""
-        scale = self.image_size / max(height, width)
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-    def resize(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
-        """Resize the frames of one video on the CPU, by Pillow; any thread may.
-
-        Args:
-            frames: uint8 RGB [T, H, W, 3], or T of [H, W, 3].
-
-        Returns:
-            uint8 [T, 3, h, w], see :meth:`resized_size`.
-
-        Raises:
-            ValueError: no frame, another type, or different sizes.
-        """
-        frames = _check_frames(frames)
-        return _resize(frames, *self.resized_size(*frames[0].shape[:2]), Image.Resampling.BILINEAR)
-
-    def normalise(self, resized: Tensor) -> Tensor:
-        """Normalise and pad to the square, on the device where the frames are.
-
-        Args:
-            resized: uint8 [T, 3, h, w], from :meth:`resize`.
-
-        Returns:
-            float32 [T, 3, S, S].
-        """
-        count, _, height, width = resized.shape
-        pixels = torch.zeros(count, 3, self.image_size, self.image_size, device=resized.device)
-        inner = pixels[:, :, :height, :width].copy_(resized)
-        inner.sub_(self._mean.to(resized.device)).div_(self._std.to(resized.device))
-        return pixels
-
-    def __call__(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
-        """Preprocess the frames of one video.
-
-        Args:
-            frames: uint8 RGB [T, H, W, 3], or T of [H, W, 3].
-
-        Returns:
-            float32 [T, 3, S, S].
-
-        Raises:
-            ValueError: no frame, another type, or different sizes.
-        """
-        return self.normalise(self.resize(frames))
-
-
-class ClipPreprocessor:
-    """To a normalised square for the vision tower (bicubic).
-
-    ``__call__`` is :meth:`normalise` of :meth:`resize`, as in :class:`SamPreprocessor`.
-
-    Args:
-        rule: the size of the square, how a frame becomes one, mean and deviation.
+        rule: the side c of the square, how a frame becomes one, mean and deviation.
 
     Raises:
         ConfigError: unknown ``resize``.
@@ -127,28 +51,22 @@ class ClipPreprocessor:
     def __init__(self, rule: PixelRule):
         if rule.resize not in RESIZES:
             raise ConfigError(f"clip_resize {rule.resize!r} is unknown; choose one of {', '.join(RESIZES)}")
-        self.image_size = rule.size
-        self.mode = rule.resize
+        self.image_size, self.mode = rule.size, rule.resize
         self._mean = torch.tensor(rule.mean).view(3, 1, 1)
         self._std = torch.tensor(rule.std).view(3, 1, 1)
         # A tensor, since CUDA divides by a number by multiplying with its inverse, which rounds differently.
         self._white = torch.tensor(255.0)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) that a frame is resized to before it is cropped or padded."""
+        """(h, w) that a frame is resized to before it is cropped or padded, each at least 1."""
         size = self.image_size
         if self.mode == "squash":
             return size, size
+        if self.mode == "corner":  # rounded half up, as segment_anything does
+            scale = size / max(height, width)
+            return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
         side = min(height, width) if self.mode == "crop" else max(height, width)
-        # The other side is cut down, not rounded, as CLIP's image processor does.
-        return max(1, size * height // side), max(1, size * width // side)
-
-    def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of what is kept of a resized frame: its centre for "crop", else all."""
-        if self.mode != "crop":
-            return 0, 0, height, width
-        size = self.image_size
-        return (height - size) // 2, (width - size) // 2, size, size
+        return max(1, size * height // side), max(1, size * width // side)  # cut down, as CLIP's image processor does
 
     def resize(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
         """Resize the frames of one video on the CPU, by Pillow, and cut out the centre for "crop"; any thread may.
@@ -157,45 +75,45 @@ class ClipPreprocessor:
             frames: uint8 RGB [T, H, W, 3], or T of [H, W, 3].
 
         Returns:
-            uint8 [T, 3, c, c]; for "pad" [T, 3, h, w], see :meth:`resized_size`.
+            uint8 [T, 3, h, w], see :meth:`resized_size`; [T, 3, c, c] for "crop".
 
         Raises:
             ValueError: no frame, another type, or different sizes.
         """
         frames = _check_frames(frames)
         height, width = self.resized_size(*frames[0].shape[:2])
-        top, left, rows, columns = self._window(height, width)
-        resized = _resize(frames, height, width, Image.Resampling.BICUBIC)
-        return resized[:, :, top : top + rows, left : left + columns].contiguous()
+        filter_ = Image.Resampling.BILINEAR if self.mode == "corner" else Image.Resampling.BICUBIC
+        if frames[0].shape[:2] != (height, width):
+            frames = [np.asarray(Image.fromarray(frame).resize((width, height), filter_)) for frame in frames]
+        resized = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        if self.mode == "crop":
+            top, left = (height - self.image_size) // 2, (width - self.image_size) // 2
+            resized = resized[:, :, top : top + self.image_size, left : left + self.image_size]
+        return resized.contiguous()
 
     def normalise(self, resized: Tensor) -> Tensor:
-        """Normalise and, for "pad", surround with the mean colour, on the device where the frames are.
+        """Normalise, then pad to the square with zeros, on the device where the frames are.
 
         Args:
             resized: uint8 [T, 3, h, w], from :meth:`resize`.
 
         Returns:
-            float32 [T, 3, c, c].
+            float32 [T, 3, c, c]; a zero is the mean colour.
         """
         count, _, height, width = resized.shape
-        size = self.image_size
+        size, corner = self.image_size, self.mode == "corner"
         pixels = torch.zeros(count, 3, size, size, device=resized.device)
-        top, left = (size - height) // 2, (size - width) // 2
+        top, left = (0, 0) if corner else ((size - height) // 2, (size - width) // 2)
         inner = pixels[:, :, top : top + height, left : left + width].copy_(resized)
-        inner.div_(self._white.to(resized.device))
+        if not corner:  # whose mean and deviation are of bytes
+            inner.div_(self._white.to(resized.device))
         inner.sub_(self._mean.to(resized.device)).div_(self._std.to(resized.device))
         return pixels
 
     def __call__(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
-        """Preprocess the frames of one video.
-
-        Args:
-            frames: uint8 RGB [T, H, W, 3], or T of [H, W, 3].
-
-        Returns:
-            float32 [T, 3, c, c].
+        """Preprocess the frames of one video: float32 [T, 3, c, c].
 
         Raises:
-            ValueError: no frame, another type, or different sizes.
+            ValueError: as :meth:`resize`.
         """
         return self.normalise(self.resize(frames))

@@ -99,15 +99,11 @@ class MoraTokenizer(abc.ABC):
         """Write the files that hold the vocabulary, in the format they were read from."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, BOS first."""
-        return [self.bos_id, *(token for token, _ in self._pieces(text))]
-
-    def encode_with_image(self, text: str) -> list[int]:
         """Ids of a text, BOS first, IMAGE_TOKEN_INDEX at every ``<image>``; each chunk between is cut on its own."""
         return self.encode_with_offsets(text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
-        """As :meth:`encode_with_image`, with the character of ``text`` where each id begins.
+        """As :meth:`encode`, with the character of ``text`` where each id begins.
 
         Returns:
             ids and begins, equally long; BOS begins at -1. A piece that takes the space before a word begins at it.
@@ -178,10 +174,8 @@ class SentencePieceTokenizer(MoraTokenizer):
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._atoms = atoms
         # In 4.31 a token strips both sides unless its files describe it as an AddedToken that does not.
-        self._strips = {special.content: special.strips for special in self.specials.values()}
-        for special in self.specials.values():
-            if special.strips != (True, True):
-                self._strips[special.content] = special.strips
+        described_last = sorted(self.specials.values(), key=lambda special: special.strips != (True, True))
+        self._strips = {special.content: special.strips for special in described_last}
 
     def __len__(self) -> int:
         """Up to the last id of the pieces and of the added tokens, which usually follow them without a gap."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from datasets.corpora import CORPORA, ON_PROBLEM, SPELLINGS
+from datasets.corpora import CORPORA, ON_PROBLEM
+from datasets.mixture import read_shares
 from model import settings as shared
 from model.config import CHOICES
 from model.losses import LossWeights
@@ -117,26 +117,12 @@ class DataSettings:
     workers: int = flag(4, at_least=0, course=False, help="processes that read and prepare samples (%(default)s)")
 
     def __post_init__(self) -> None:
-        self.names = [name.strip() for name in self.dataset.split("||") if name.strip()]
         if self.sample_rates is None:
-            self.sample_rates = ",".join("1" for _ in self.names)
+            self.sample_rates = ",".join("1" for name in self.dataset.split("||") if name.strip())
 
     def check(self, problems: Problems) -> None:
         """Note corpora that are not known or not there, and rates that do not fit them."""
-        names = self.names
-        for name in sorted(set(names) - set(SPELLINGS)) or ([] if names else ["nothing"]):
-            problems.add("--dataset", f"{name} is no corpus; known: {', '.join(CORPORA)}")
-        if len(set(names)) != len(names):
-            problems.add("--dataset", f"{self.dataset} names a corpus twice; raise its sample rate instead")
-        try:
-            rates = [float(rate) for rate in self.sample_rates.split(",")]
-        except ValueError:
-            problems.add("--sample_rates", f"{self.sample_rates!r} is not a list of numbers such as '1,1'")
-        else:
-            if len(rates) != len(names):
-                problems.add("--sample_rates", f"{len(rates)} rates for {len(names)} corpora ({self.dataset})")
-            if not all(0 <= rate < math.inf for rate in rates) or sum(rates) <= 0:
-                problems.add("--sample_rates", f"{self.sample_rates}: finite, none negative, one above 0")
+        read_shares(self.dataset, self.sample_rates, problems)
         if not Path(self.dataset_dir).is_dir():
             problems.add("--dataset_dir", f"{self.dataset_dir}: no such folder; docs/data.md shows the layout")
 

@@ -17,7 +17,7 @@ from datasets.conversation import (
     groundmore_question,
     referring_question,
 )
-from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import Preprocessor
 from datasets.sample import Question
 from datasets.tokenization import MoraTokenizer
 from evaluation.engine.jobs import Prediction
@@ -76,8 +76,8 @@ class MoraPredictor:
         require_rows([tokenizer.id_of(token) for token in tokens], config.text_config.vocab_size)
         self.template = template or config.template
         self._device = next(model.parameters()).device
-        self._clip = ClipPreprocessor(config.pixel_rule)
-        self._sam = SamPreprocessor(model.sam.pixel_rule)
+        self._clip = Preprocessor(config.pixel_rule)
+        self._sam = Preprocessor(model.sam.pixel_rule)
 
     def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> PreparedVideo:
         """Resize a video's frames; any number of threads may at once.

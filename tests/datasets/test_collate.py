@@ -150,8 +150,6 @@ def test_settings_are_checked_at_once(tokenizer):
     for wrong in ({"template": "x"}, {"answer_style": "x"}, {"outside_window": "x"}):
         with pytest.raises(ConfigError, match="'x' is unknown"):
             SampleProcessor(tokenizer, corner(32), pixels_of(16), **wrong)
-    with pytest.raises(ConfigError, match="mask_frames"):
-        SampleProcessor(tokenizer, corner(32), pixels_of(16), mask_frames=-1)
 
 
 def test_a_tokenizer_without_loc_serves_only_without_time(llama_folder):

@@ -53,7 +53,7 @@ def written(question: str, answer: str, template_name: str) -> str:
 
 def labels_of_the_original(text: str, template: str, tokenizer) -> list[int]:
     """LISA's rule: count the tokens of each round and of its question, and mask by the counts."""
-    labels = list(tokenizer.encode_with_image(text))
+    labels = list(tokenizer.encode(text))
     total = len(labels)
     labels[0] = IGNORE_INDEX
     position = 1
@@ -61,9 +61,9 @@ def labels_of_the_original(text: str, template: str, tokenizer) -> list[int]:
         if not one_round:
             break
         question, _ = one_round.split(SPLIT[template])
-        masked = len(tokenizer.encode_with_image(question + SPLIT[template])) - 2
+        masked = len(tokenizer.encode(question + SPLIT[template])) - 2
         labels[position : position + masked] = [IGNORE_INDEX] * masked
-        position += len(tokenizer.encode_with_image(one_round))
+        position += len(tokenizer.encode(one_round))
     assert position == total
     labels[position:] = [IGNORE_INDEX] * (total - position)
     return labels
@@ -143,7 +143,7 @@ def check_labels_of_random_conversations(legacy, template):
             question = "<image>\n" + question
         ids, labels = build_example(question, answer, template, legacy)
         text = written(question, answer, template)
-        assert ids.tolist() == legacy.encode_with_image(text)
+        assert ids.tolist() == legacy.encode(text)
         assert labels.tolist() == labels_of_the_original(text, template, legacy), text
         rows.append((ids, labels))
     longest = max(len(ids) for ids, _ in rows)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import Preprocessor
 from model.backbones.llava import CLIP_MEAN, CLIP_STD
 from model.segmenters.sam import MEAN as SAM_MEAN
 from model.segmenters.sam import STD as SAM_STD
@@ -26,7 +26,7 @@ def test_pixels_of_the_original(shared_data):
     golden = np.load(folder / "golden.npz")
     videos = sorted(path.name for path in (folder / "frames").iterdir() if path.is_dir())
     assert videos
-    sam, clip = SamPreprocessor(corner(128)), ClipPreprocessor(pixels_of(56))
+    sam, clip = Preprocessor(corner(128)), Preprocessor(pixels_of(56))
     for video in videos:
         paths = sorted((folder / "frames" / video / "images").iterdir())
         frames = [np.array(Image.open(path).convert("RGB")) for path in paths]
@@ -45,12 +45,12 @@ def test_clip_crop_equals_the_image_processor(size):
     processor = module.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     frames = noise(*size, count=2)
     wanted = processor(images=[Image.fromarray(frame) for frame in frames], return_tensors="np").pixel_values
-    np.testing.assert_allclose(ClipPreprocessor(pixels_of(56))(frames), wanted, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(Preprocessor(pixels_of(56))(frames), wanted, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size, resized", [((720, 1280), (36, 64)), ((1280, 720), (64, 36)), ((64, 64), (64, 64))])
 def test_sam_square(size, resized):
-    sam = SamPreprocessor(corner(64))
+    sam = Preprocessor(corner(64))
     frames = noise(*size)
     pixels = sam(frames)
     height, width = resized
@@ -63,9 +63,9 @@ def test_sam_square(size, resized):
 
 
 def test_sam_rounds_half_up_and_keeps_a_pixel():
-    assert SamPreprocessor(corner(100)).resized_size(200, 33) == (100, 17)
-    assert SamPreprocessor(corner(100)).resized_size(33, 200) == (17, 100)
-    assert SamPreprocessor(corner(64)).resized_size(1, 1000) == (1, 64)
+    assert Preprocessor(corner(100)).resized_size(200, 33) == (100, 17)
+    assert Preprocessor(corner(100)).resized_size(33, 200) == (17, 100)
+    assert Preprocessor(corner(64)).resized_size(1, 1000) == (1, 64)
 
 
 def clip_picture(pixels: torch.Tensor) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_clip_squash_and_pad_show_the_whole_frame():
     frame = np.full((40, 80, 3), 128, dtype=np.uint8)
     frame[:, :10] = 255  # the left edge, which a centre crop loses
     crop, pad, squash = (
-        clip_picture(ClipPreprocessor(pixels_of(32, mode))([frame])[0]) for mode in ("crop", "pad", "squash")
+        clip_picture(Preprocessor(pixels_of(32, mode))([frame])[0]) for mode in ("crop", "pad", "squash")
     )
     assert crop.max() < 200
     assert (squash[:, :3] > 200).all() and squash.shape == (32, 32, 3)
@@ -89,21 +89,21 @@ def test_clip_squash_and_pad_show_the_whole_frame():
 @pytest.mark.parametrize("mode", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("size", [(64, 64), (31, 64), (200, 7), (3, 5)])
 def test_clip_shape_for_any_size(mode, size):
-    pixels = ClipPreprocessor(pixels_of(32, mode))(noise(*size, count=2))
+    pixels = Preprocessor(pixels_of(32, mode))(noise(*size, count=2))
     assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == torch.float32 and pixels.isfinite().all()
 
 
 def test_list_and_array_give_the_same_and_frames_stay_untouched():
     frames = noise(20, 30, count=3)
     before = frames.copy()
-    for preprocess in (SamPreprocessor(corner(32)), ClipPreprocessor(pixels_of(32))):
+    for preprocess in (Preprocessor(corner(32)), Preprocessor(pixels_of(32))):
         assert preprocess(frames).equal(preprocess(list(frames)))
     np.testing.assert_array_equal(frames, before)
 
 
 PREPROCESSORS = [
-    SamPreprocessor(corner(64)),
-    *(ClipPreprocessor(pixels_of(32, mode)) for mode in ("crop", "pad", "squash")),
+    Preprocessor(corner(64)),
+    *(Preprocessor(pixels_of(32, mode)) for mode in ("crop", "pad", "squash")),
 ]
 
 
@@ -123,7 +123,7 @@ def test_padding_is_zero_and_the_rest_is_the_formula(preprocess):
     resized = preprocess.resize(noise(20, 50))
     pixels, (height, width) = preprocess.normalise(resized)[0], resized.shape[2:]
     side = preprocess.image_size
-    is_clip = isinstance(preprocess, ClipPreprocessor)
+    is_clip = preprocess.mode != "corner"
     top, left = ((side - height) // 2, (side - width) // 2) if is_clip else (0, 0)
     mean, std, white = (CLIP_MEAN, CLIP_STD, 255) if is_clip else (SAM_MEAN, SAM_STD, 1)
     wanted = np.zeros((3, side, side))
@@ -145,16 +145,11 @@ def test_normalising_on_a_gpu(preprocess):
 
 def test_wrong_input_is_refused():
     with pytest.raises(ConfigError, match="crop, pad, squash"):
-        ClipPreprocessor(pixels_of(32, "stretch"))
-    for preprocess in (SamPreprocessor(corner(32)), ClipPreprocessor(pixels_of(32))):
+        Preprocessor(pixels_of(32, "stretch"))
+    for preprocess in (Preprocessor(corner(32)), Preprocessor(pixels_of(32))):
         with pytest.raises(ValueError, match="no frame"):
             preprocess([])
         with pytest.raises(ValueError, match="uint8"):
             preprocess(noise(8, 8).astype(np.float32))
         with pytest.raises(ValueError, match="one size"):
             preprocess([noise(8, 8)[0], noise(8, 9)[0]])
-
-
-def test_a_rule_that_is_none_of_a_segmenter():
-    with pytest.raises(ConfigError, match="cannot be resized by 'squash'"):
-        SamPreprocessor(pixels_of(32, "squash"))

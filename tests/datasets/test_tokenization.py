@@ -41,7 +41,7 @@ def test_ids_of_the_original(golden, golden_tokenizer):
     texts = [(sample["prompt_final"], sample["input_ids"]) for sample in golden["samples"]]
     texts += [(s["eval_prompt"], s["eval_input_ids"]) for s in golden["samples"] if "eval_prompt" in s]
     for text, ids in texts:
-        assert golden_tokenizer.encode_with_image(text) == ids
+        assert golden_tokenizer.encode(text) == ids
     assert len(golden_tokenizer) == golden["len_tokenizer"]
     for token, expected in golden["special_ids"].items():
         assert golden_tokenizer.id_of(token) == expected
@@ -61,7 +61,7 @@ def test_legacy_rule_strips_beside_added_tokens_only(llama_folder, pieces):
     assert tokenizer.encode(" a </s> b ") == [1, *pieces(" a "), 2, *pieces(" b ")]
     start, end = tokenizer.id_of("<im_start>"), tokenizer.id_of("<im_end>")
     expected = [1, *pieces("x"), start, IMAGE_TOKEN_INDEX, end, *pieces("What")]
-    assert tokenizer.encode_with_image("x\n\n<im_start><image><im_end>\nWhat") == expected
+    assert tokenizer.encode("x\n\n<im_start><image><im_end>\nWhat") == expected
 
 
 def test_legacy_rule_strips_beside_special_tokens_given_as_bare_strings(llama_folder, pieces, tmp_path):
@@ -104,7 +104,7 @@ def test_saved_folder_reloads_as_the_same(llama_folder, tmp_path, rule):
     assert (again.rule, len(again)) == (rule, len(tokenizer))
     assert json.loads((tmp_path / "out" / "added_tokens.json").read_text())["[LOC]"] == len(tokenizer) - 1
     text = "USER: <im_start><image><im_end>\nwhat? ASSISTANT: Sure, [SEG], [LOC]. </s>"
-    assert again.encode_with_image(text) == tokenizer.encode_with_image(text)
+    assert again.encode(text) == tokenizer.encode(text)
     assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 512
 
@@ -178,7 +178,7 @@ def test_tiny_tokenizer_can_grow_and_be_saved(tiny, tmp_path):
     tiny.save(tmp_path / "out")
     again = load_tokenizer(tmp_path / "out")
     text = "what <im_start><image><im_end>\nmoves? [SEG] [NEW]é</s>"
-    assert again.encode_with_image(text) == tiny.encode_with_image(text)
+    assert again.encode(text) == tiny.encode(text)
     assert (again.rule, len(again), again.pad_id) == ("plain", len(tiny), tiny.pad_id)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets.conversation import encode_prompt, groundmore_question
-from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import Preprocessor
 from datasets.synthetic import Renderer, WorldSettings, make_video
 from datasets.synthetic.settings import sampled_frame_indices
 from datasets.tokenization import load_tokenizer
@@ -74,7 +74,7 @@ def test_it_has_no_loc_and_no_seed_of_the_demo(base, base_folder, project_root):
 def test_it_knows_no_motion(base):
     """Asked about motion it names an object no better than a guess among those in sight."""
     model, tokenizer = base
-    sam, clip = SamPreprocessor(model.sam.pixel_rule), ClipPreprocessor(model.config.pixel_rule)
+    sam, clip = Preprocessor(model.sam.pixel_rule), Preprocessor(model.config.pixel_rule)
     right, chance = [], []
     for index in range(40):
         video = make_video(31337, index, WorldSettings(), "test")

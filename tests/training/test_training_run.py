@@ -13,7 +13,7 @@ import torch
 import training.run
 from datasets.conversation import encode_prompt, groundmore_question
 from datasets.corpora.groundmore import GroundMoRe
-from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import Preprocessor
 from datasets.sampling import uniform_frames
 from datasets.tokenization import load_tokenizer
 from evaluation.metrics import score_clip
@@ -220,7 +220,7 @@ def test_overfitting_eight_samples(flags, tmp_path, tiny_corpus, tiny_base):
     )  # fmt: skip
     model, _ = load_any(folder)
     tokenizer = load_tokenizer(folder)
-    sam, clip = SamPreprocessor(model.sam.pixel_rule), ClipPreprocessor(model.config.pixel_rule)
+    sam, clip = Preprocessor(model.sam.pixel_rule), Preprocessor(model.config.pixel_rule)
     root = tiny_corpus / "GroundMoRe"
     scores, overlaps = [], []
     for record in GroundMoRe(root / "trainval_v2.json", root / "groundmore_videos"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.conversation import build_example, segmentation_answer, segmentation_question
-from datasets.pixels import ClipPreprocessor, SamPreprocessor
+from datasets.pixels import Preprocessor
 from datasets.synthetic import COLOURS, SHAPES, Renderer, WorldSettings, make_still_video
 from datasets.tokenization import MoraTokenizer
 from utils.batch import MoraBatch, PixelRule, QuestionTensors, VideoTensors
@@ -85,8 +85,8 @@ class StillTasks:
         self.template = template
         self.num_frames = num_frames
         self.mix = mix
-        self.sam = SamPreprocessor(sam_pixels)
-        self.clip = ClipPreprocessor(pixels)
+        self.sam = Preprocessor(sam_pixels)
+        self.clip = Preprocessor(pixels)
 
     def batch(self, seed: int, index: int, videos: int) -> tuple[MoraBatch, list]:
         """Videos number ``index * videos`` to ``(index + 1) * videos`` of a seed, and the worlds they came from."""
