@@ -48,22 +48,13 @@ class Reading:
 
     Attributes:
         seg_states: [n_seg, R, D], states that predict each [SEG].
-        loc_states: [n_loc, R, D], states that predict each [LOC].
         logits: [R, S, V]; entry j predicts token j of the text after the image (or of the whole text without one).
-        states: [R, S, D], states at that text.
-        prefix_states: [R, P, D], states at the text before the image and at the visual tokens.
+        states: [R, P + S, D], of the whole rows after the final norm.
     """
 
     seg_states: Tensor
-    loc_states: Tensor
     logits: Tensor
     states: Tensor
-    prefix_states: Tensor
-
-    @property
-    def hidden_states(self) -> Tensor:
-        """States of the whole rows, [R, P + S, D], after the final norm."""
-        return torch.cat([self.prefix_states, self.states], dim=1)
 
 
 @dataclass(frozen=True)
@@ -205,7 +196,7 @@ def read(model: MoraModel, context: VideoContext, conversations: Sequence[Tensor
         DataError: more or fewer image marks than images.
         TokenizerError: an id that has no row in the word embeddings.
     """
-    seg_id, loc_id = model.token_ids()
+    seg_id, _ = model.token_ids()
     readings: dict[int, Reading] = {}
     with model.evaluating():
         for prefix, members in _grouped(model, context, conversations):
@@ -214,10 +205,8 @@ def read(model: MoraModel, context: VideoContext, conversations: Sequence[Tensor
             for (number, suffix), states in zip(members, session.read(ids)):
                 readings[number] = Reading(
                     seg_states=states[:, find(suffix, seg_id)].transpose(0, 1),
-                    loc_states=states[:, find(suffix, loc_id)].transpose(0, 1),
                     logits=model.backbone.logits(states[:, :-1]),
-                    states=states[:, 1:],
-                    prefix_states=prefix.states,
+                    states=torch.cat([prefix.states, states[:, 1:]], dim=1),
                 )
     return [readings[number] for number in range(len(conversations))]
 
@@ -243,14 +232,17 @@ def answer(
         DataError, TokenizerError: see :func:`read`.
     """
     seg_id, loc_id = model.token_ids()
-    forced = request.forced
+    forced, ends = request.forced, request.eos_token_id
+    ends = model.config.text_config.eos_token_id if ends is None else ends
+    ends = ends if isinstance(ends, Sequence) else [ends]
     if forced is not None and len(forced) != len(prompts):
         raise ConfigError(f"{len(forced)} forced answers for {len(prompts)} prompts; give one each")
     done: dict[int, AnsweredQuestion] = {}
     with model.evaluating():
         for prefix, members in _grouped(model, context, prompts):
             if forced is None:
-                answers = _generate(model, prefix, [suffix for _, suffix in members], request)
+                session = Session(model.backbone, prefix, len(members))
+                answers = generate(session, [suffix for _, suffix in members], request.max_new_tokens, ends)
             else:
                 answers = [[forced[number].tolist() for _ in range(prefix.rows)] for number, _ in members]
             group = [AnsweredQuestion(suffix, rows, prefix) for (_, suffix), rows in zip(members, answers)]
@@ -272,15 +264,6 @@ def answer(
     return [
         Answer(q.answers, masks[i], has_seg[i], times[i], q.forced_seg, q.forced_loc) for i, q in enumerate(questions)
     ]
-
-
-def _generate(model: MoraModel, prefix: Prefix, suffixes: list[list[int]], request: Request) -> list[list[list[int]]]:
-    """Greedy answers, [K][R] ids."""
-    ends = request.eos_token_id
-    if ends is None:
-        ends = model.config.text_config.eos_token_id
-    ends = ends if isinstance(ends, Sequence) else [ends]
-    return generate(Session(model.backbone, prefix, len(suffixes)), suffixes, request.max_new_tokens, ends)
 
 
 def _append_missing(answers: list[list[int]], token: int) -> bool:

@@ -321,6 +321,8 @@ def _examine(batch: MoraBatch, visuals: Sequence[Visual], seg_id: int, loc_id: i
                 f"{where}: masks are {tubes} tubes x {frames} frames, "
                 f"but the ids hold {len(segs)} [SEG] after the image and mask_frames {len(mask_frames)}"
             )
+        if question.in_window is not None and loc_id is not None and not (locs and prefix):
+            raise DataError(f"{where}: in_window is given, but its ids hold no [LOC] after an image")
         length = batch.videos[v].num_frames
         if any(not 0 <= frame < length for frame in mask_frames):
             raise DataError(f"{where}: mask_frames {mask_frames} outside the {length} sampled frames")

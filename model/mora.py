@@ -24,7 +24,7 @@ from model.localization import build_loc_head
 from model.losses import LossWeights, language_loss, localization_loss, mask_losses
 from model.segmenters import segmenter_class
 from utils.batch import MoraBatch, VideoTensors
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError
 from utils.tensors import require_finite
 
 
@@ -44,8 +44,6 @@ class MoraModel(PreTrainedModel):
 
     config_class = MoraConfig
     base_model_prefix = ""
-    main_input_name = "batch"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -86,10 +84,6 @@ class MoraModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
         return self.backbone.vocabulary[0]
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The language head."""
-        return self.backbone.vocabulary[1]
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
         """Recompute the decoder's layers in the backward pass instead of keeping what is inside them."""
@@ -166,8 +160,10 @@ class MoraModel(PreTrainedModel):
         bce, dice = mask_losses([(masks[v], videos[v].mask_targets()) for v in masks], states.device)
 
         # Times: the head reads the states before [LOC] and, unless each row has a frame of its own, of the frames.
-        times = self._times(questions, layout, states, videos) if loc_id is not None else {}
-        loc = localization_loss(_with_windows(questions, videos, times) if loc_id is not None else [], states.device)
+        times = self._times(questions, layout, states, videos)
+        supervised = [(q, videos[q.video].questions[q.number].in_window) for q in questions if loc_id is not None]
+        pairs = [(times[q.video, q.number], window) for q, window in supervised if window is not None]
+        loc = localization_loss(pairs, states.device)
 
         losses = {
             "ce_loss": weights.ce * ce,
@@ -240,25 +236,6 @@ class MoraModel(PreTrainedModel):
             resize_vocabulary(*self.backbone.vocabulary, new_num_tokens)
             self.config.text_config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
-
-
-def _with_windows(
-    questions: Sequence[PlacedQuestion], videos: Sequence[VideoTensors], times: dict[tuple[int, int], Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """(logits [T], in_window [T]) of the questions whose time is known.
-
-    Raises:
-        DataError: a window, but no [LOC] to learn it.
-    """
-    pairs = []
-    for question in questions:
-        window = videos[question.video].questions[question.number].in_window
-        if window is None:
-            continue
-        if (question.video, question.number) not in times:
-            raise DataError(f"{question.where}: in_window is given, but its ids hold no [LOC] after an image")
-        pairs.append((times[question.video, question.number], window))
-    return pairs
 
 
 def _predictions(

@@ -175,7 +175,7 @@ def test_states_prompts_and_masks(golden, model, contexts, family, video, questi
         close(reading.logits[:, -supervised:], golden[f"{key}/answer_logits"], 2e-4)
     full_key = f"full/{video}/q{question}/last_hidden"
     if family == "tf" and full_key in golden:
-        close(reading.hidden_states, golden[full_key], 1e-4)
+        close(reading.states, golden[full_key], 1e-4)
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def test_vocabulary_grows_repeatably(worlds):
         assert torch.equal(state, torch.random.get_rng_state())
     assert same_weights(*models)
     model = models[0]
-    weight, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    weight, head = model.get_input_embeddings().weight, model.backbone.vocabulary[1].weight
     assert weight.shape == (67, 64) and head.shape == (67, 64)
     assert model.config.text_config.vocab_size == model.language_model.config.vocab_size == 67
     assert torch.equal(weight[:64], before)

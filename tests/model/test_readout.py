@@ -54,12 +54,11 @@ def test_cached_reading_equals_reading_everything_again(worlds, model_of, visual
         whole = answering.read(model, context, ids)
     for fast, slow, q in zip(answering.read(model, context, ids), whole, video.questions):
         image = IMAGE_TOKEN_INDEX in q.input_ids
-        close(fast.hidden_states, slow.hidden_states)
+        close(fast.states, slow.states)
         close(fast.logits, slow.logits)
         close(fast.seg_states, slow.seg_states)
-        close(fast.loc_states, slow.loc_states)
         assert fast.seg_states.shape == (q.masks.shape[0], rows if image else 1, 64)
-        assert fast.hidden_states.shape[1] == q.input_ids.numel() + (context.visual.tokens.shape[1] - 1 if image else 0)
+        assert fast.states.shape[1] == q.input_ids.numel() + (context.visual.tokens.shape[1] - 1 if image else 0)
 
 
 @modes
@@ -71,9 +70,9 @@ def test_states_are_those_one_before_the_token(worlds, model_of, visual_mode, lo
     (read,) = answering.read(model, context, [ids])
     offset = context.visual.tokens.shape[1] - 1
     for number, place in enumerate((ids == worlds.seg).nonzero().flatten().tolist()):
-        close(read.seg_states[number], read.hidden_states[:, place + offset - 1])
+        close(read.seg_states[number], read.states[:, place + offset - 1])
     after = ids.tolist().index(IMAGE_TOKEN_INDEX) + 1
-    close(read.logits[:, 3], model.language_model.lm_head(read.hidden_states[:, after + 3 + offset - 1]))
+    close(read.logits[:, 3], model.language_model.lm_head(read.states[:, after + 3 + offset - 1]))
 
 
 @modes

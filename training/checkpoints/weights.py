@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.checkpoints import LoadReport, read_config, read_state_dict, rename_published, strip_wrappers
 from model.config import MoraConfig
+from model.mora import MoraModel
 from training.checkpoints.digests import check_digests
 from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences, network_of
 from training.checkpoints.store import check_states, read_run_card, tag_folder
@@ -27,9 +28,6 @@ from utils.tensors import require_finite
 
 _ADAPTER = re.compile(r"\.(lora_[AB])(?:\.\w+)?\.weight$")
 """Adapter matrices, with or without the adapter's name (``lora_A.default.weight``, ``lora_A.weight``)."""
-
-_GROWING = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-"""Matrices with one row per token; a checkpoint from before a token was added has fewer."""
 
 
 def plain_name(name: str) -> str:
@@ -136,7 +134,7 @@ def _join_partitions(folder: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(
-    model: nn.Module, state: Mapping[str, Tensor], source: str, allow_fewer_rows: bool = False
+    model: MoraModel, state: Mapping[str, Tensor], source: str, allow_fewer_rows: bool = False
 ) -> LoadReport:
     """Copy every tensor that has a place in the model; nothing is decided about the rest.
 
@@ -153,6 +151,7 @@ def fit_weights(
         CheckpointError: a tensor that has a place is not finite, or not in the model's precision.
     """
     own = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    growing = [f"{part}.weight" for part in model.backbone.vocabulary_parts] if allow_fewer_rows else []
     report = LoadReport(source)
     report.unexpected = {name: tuple(value.shape) for name, value in state.items() if name not in own}
     report.missing = {name: tuple(value.shape) for name, value in own.items() if name not in state}
@@ -167,7 +166,7 @@ def fit_weights(
             rows = value.shape[0] if value.dim() else 0
             if value.shape == target.shape:
                 target.copy_(value)
-            elif allow_fewer_rows and name in _GROWING and value.shape[1:] == target.shape[1:] and rows < len(target):
+            elif name in growing and value.shape[1:] == target.shape[1:] and rows < len(target):
                 target[:rows].copy_(value)
                 report.notes.append(f"{name}: {len(target) - rows} rows of newer tokens keep the base's values")
             else:
@@ -177,7 +176,7 @@ def fit_weights(
     return report
 
 
-def initialise_from(model: nn.Module, path: str | Path, here: Provenance) -> LoadReport:
+def initialise_from(model: MoraModel, path: str | Path, here: Provenance) -> LoadReport:
     """``--init_from``: take the weights that are there; whatever is absent keeps the base's.
 
     Adapters and a [LOC] head may be absent (they start fresh), and a [LOC] head may be left over (a ``--seg_only`` run
