@@ -166,17 +166,15 @@ def _count_dense(gt: np.ndarray, pred: np.ndarray, void: np.ndarray | None, cont
     height, width = gt.shape[-2:]
     if height == 0 or width == 0:
         raise ValueError(f"a frame needs at least one pixel, got {gt.shape}")
-    if void is None:
-        void = np.zeros((0, height, width), dtype=bool)
-    else:
+    if void is not None:
         void = np.asarray(void)
         if void.dtype != bool:
             raise TypeError(f"void must be boolean, got {void.dtype}")
         if void.shape not in (gt.shape, gt.shape[-2:]):
             raise ValueError(f"void must have the shape of the masks or of one frame, got {void.shape} and {gt.shape}")
-    kernels = _chosen_kernels()
-    planes = [np.ascontiguousarray(side).view(np.uint8).reshape(-1, height * width) for side in (gt, pred, void)]
-    return kernels.count_dense(*planes, width, layout.bars(boundary_radius(height, width)), contours)
+        gt, pred = gt & ~void, pred & ~void
+    planes = [np.ascontiguousarray(side).view(np.uint8).reshape(-1, height * width) for side in (gt, pred)]
+    return _chosen_kernels().count_dense(*planes, width, layout.bars(boundary_radius(height, width)), contours)
 
 
 def _j(counts: np.ndarray) -> np.ndarray:

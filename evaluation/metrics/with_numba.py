@@ -63,10 +63,10 @@ def _tail_word(pixels, start, width):
 
 
 @helper
-def _pack(gt, pred, void, has_void, width, gt_bits, pred_bits, columns, box):
+def _pack(gt, pred, width, gt_bits, pred_bits, columns, box):
     """Fill two bit planes from bytes; write (top, bottom, first word, last word) to ``box``; return (I, U).
 
-    Void pixels are cleared in both. An empty union leaves bottom = -1.
+    An empty union leaves bottom = -1.
     """
     height, words = gt_bits.shape
     full = width >> 6
@@ -80,14 +80,8 @@ def _pack(gt, pred, void, has_void, width, gt_bits, pred_bits, columns, box):
         for w in range(words):
             if w < full:
                 a, b = _pack_64(gt, start + 64 * w), _pack_64(pred, start + 64 * w)
-                if has_void:
-                    keep = ~_pack_64(void, start + 64 * w)
-                    a, b = a & keep, b & keep
             else:
                 a, b = _tail_word(gt, start, width), _tail_word(pred, start, width)
-                if has_void:
-                    keep = ~_tail_word(void, start, width)
-                    a, b = a & keep, b & keep
             gt_row[w], pred_row[w] = a, b
             both = a | b
             columns[w] |= both
@@ -110,15 +104,14 @@ def _pack(gt, pred, void, has_void, width, gt_bits, pred_bits, columns, box):
 
 
 @njit(
-    int64[:, ::1](BYTE_ROWS, BYTE_ROWS, BYTE_ROWS, int64, INTEGERS, boolean),
+    int64[:, ::1](BYTE_ROWS, BYTE_ROWS, int64, INTEGERS, boolean),
     nogil=True, cache=True, error_model="numpy",
 )  # fmt: skip
-def count_dense(gt, pred, void, width, bars, contours):
+def count_dense(gt, pred, width, bars, contours):
     """Counts of every frame from bytes.
 
     Args:
         gt, pred: uint8 [T, H * W]; a pixel is set if its byte is not 0.
-        void: uint8 [n, H * W]; n = T, 1 (the same for all frames) or 0 (none).
         width: W.
         bars: int64 [r + 1], see :func:`evaluation.metrics.disk.bars`.
         contours: whether to count boundaries; else those columns are 0.
@@ -133,8 +126,7 @@ def count_dense(gt, pred, void, width, bars, contours):
     columns, box = np.empty(words, np.uint64), np.zeros(4, np.int64)
     planes = scratch_planes(height, words, bars, contours)
     for t in range(frames):
-        hidden = void[min(t, void.shape[0] - 1)] if void.shape[0] else gt[t]
-        inter, union = _pack(gt[t], pred[t], hidden, void.shape[0] > 0, width, gt_bits, pred_bits, columns, box)
+        inter, union = _pack(gt[t], pred[t], width, gt_bits, pred_bits, columns, box)
         counts[t, INTERSECTION], counts[t, UNION] = inter, union
         if union and contours:
             count_contours(gt_bits, pred_bits, width, box, bars, planes, counts[t])

@@ -19,7 +19,7 @@ SCAN_SHARE = 0.5
 """Looks with work to do, per word, after which the scan gives way to the spread."""
 
 
-def count_dense(gt: np.ndarray, pred: np.ndarray, void: np.ndarray, width: int, bars: np.ndarray, contours: bool):
+def count_dense(gt: np.ndarray, pred: np.ndarray, width: int, bars: np.ndarray, contours: bool) -> np.ndarray:
     """As :func:`evaluation.metrics.with_numba.count_dense`."""
     frames, pixels = gt.shape
     height = pixels // width
@@ -28,9 +28,6 @@ def count_dense(gt: np.ndarray, pred: np.ndarray, void: np.ndarray, width: int, 
     for start in range(0, frames, step):
         part = slice(start, start + step)
         planes = [_pack(side[part].reshape(-1, height, width)) for side in (gt, pred)]
-        if len(void):
-            keep = ~_pack((void[part] if len(void) > 1 else void).reshape(-1, height, width))
-            planes = [plane & keep for plane in planes]
         _count(*planes, width, bars, contours, counts[part])
     return counts
 
