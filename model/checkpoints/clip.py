@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 from transformers import CLIPVisionConfig
@@ -13,8 +12,6 @@ from model.checkpoints.files import SUFFIXES, read_config, read_state_dict
 from model.checkpoints.report import LoadReport, shapes_of
 from model.fields import CLIP, building, note_problems, shown
 from utils.errors import CheckpointError, ConfigError, Problems
-
-Value = TypeVar("Value")
 
 
 def clip_config(folder: Path) -> CLIPVisionConfig:
@@ -38,15 +35,15 @@ def clip_config(folder: Path) -> CLIPVisionConfig:
         return CLIPVisionConfig(**{name: value for name, value in config.items() if name in known})
 
 
-def rename_clip(state: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
+def rename_clip(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Pick the vision tower out of a ``CLIPModel`` or ``CLIPVisionModel`` checkpoint of any transformers version.
 
     Returns:
         (tower, ignored): the tower's values under the names of ``CLIPVisionModel``; text tower, projections and
         ``position_ids``, which LLaVA does not use, under their own.
     """
-    tower: dict[str, Value] = {}
-    ignored: dict[str, Value] = {}
+    tower: dict[str, Tensor] = {}
+    ignored: dict[str, Tensor] = {}
     for name, value in state.items():
         unused = name.startswith(("text_model.", "text_projection.", "visual_projection.")) or name == "logit_scale"
         if unused or name.endswith("embeddings.position_ids"):

@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,8 +22,6 @@ from torch import Tensor
 from model.fields import shown
 from utils.errors import CheckpointError, DataError, Problems
 from utils.files import POINTER, is_pointer, read_json
-
-Value = TypeVar("Value")
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 """Names looked for in a folder, in this order, each with its sharded form ``NAME.index.json`` first."""
@@ -117,7 +115,7 @@ def checkpoint_json(path: Path) -> Any:
         raise CheckpointError(str(error)) from None
 
 
-def strip_wrappers(state: Mapping[str, Value]) -> dict[str, Value]:
+def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo the names that peft and data-parallel wrappers add: ``module.``, ``base_model.model.``, ``.base_layer``.
 
     LoRA matrices keep their ``lora_A`` / ``lora_B`` names; the export tool merges them.

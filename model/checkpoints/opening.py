@@ -15,7 +15,7 @@ from model.backbones import backbone_class
 from model.checkpoints.card import read_card, require_undamaged
 from model.checkpoints.files import read_config
 from model.checkpoints.layout import Reading, Request
-from model.checkpoints.report import LoadReport
+from model.checkpoints.report import LoadReport, shapes_of
 from model.fields import building, shown
 from model.mora import MoraModel
 from utils.errors import CheckpointError
@@ -160,14 +160,11 @@ def _assemble(
 
 def _compare(model: nn.Module, tensors: dict[str, Tensor], report: LoadReport, optional: set[str]) -> None:
     """Note in ``report`` which names and shapes do not fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        if name not in wanted:
-            report.unexpected[name] = shape
-        elif shape != wanted[name]:
-            report.mismatched[name] = (shape, wanted[name])
-    report.missing = {name: shape for name, shape in wanted.items() if name not in tensors and name not in optional}
+    wanted, found = shapes_of(model.state_dict()), shapes_of(tensors)
+    report.unexpected = {name: shape for name, shape in found.items() if name not in wanted}
+    report.missing = {name: shape for name, shape in wanted.items() if name not in found and name not in optional}
+    both = [name for name in found if name in wanted and found[name] != wanted[name]]
+    report.mismatched = {name: (found[name], wanted[name]) for name in both}
 
 
 def _initialise_missing(model: MoraModel, report: LoadReport, dtype: torch.dtype, seed: int) -> None:

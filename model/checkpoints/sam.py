@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 from transformers import SamConfig
@@ -16,8 +15,6 @@ from model.checkpoints.layout import count_layers
 from model.checkpoints.report import LoadReport
 from model.segmenters import sam_config
 from utils.errors import CheckpointError
-
-Value = TypeVar("Value")
 
 _RENAMES = (
     (r"^image_encoder\.", "vision_encoder."),
@@ -53,10 +50,8 @@ _PARTS = {
 }
 """First word of a tensor's name (ours) to the part of SAM, which is filled as a whole or not at all."""
 
-_POSITIONS = "shared_image_embedding.positional_embedding"
 
-
-def rename_sam(state: Mapping[str, Value]) -> dict[str, Value]:
+def rename_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a SAM checkpoint to the names of :class:`model.segmenters.sam.SamSegmenter`.
 
     Args:
@@ -69,7 +64,7 @@ def rename_sam(state: Mapping[str, Value]) -> dict[str, Value]:
         renamed = dict(state)
         # ``SamModel`` may store its position matrix a second time, under this name.
         repeated = renamed.pop("prompt_encoder.shared_embedding.positional_embedding", None)
-        return renamed if repeated is None else {_POSITIONS: repeated, **renamed}
+        return renamed if repeated is None else {"shared_image_embedding.positional_embedding": repeated, **renamed}
     renamed = {}
     for name, value in state.items():
         for pattern, replacement in _RENAMES:

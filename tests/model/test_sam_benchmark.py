@@ -37,8 +37,7 @@ def test_tables(toy, capsys):
     for row in steps:
         assert float(row["max error"]) < 1e-5 and float(row["RMS error"]) < 1e-6
         assert float(row["ms/image"]) > 0 and row["of peak"].endswith("%")
-    assert all(len(cells(line)) == 4 for line in lines[start:])
-    assert any("resize" in line for line in lines[start:])
+    assert len(lines) > start + 2 and all(len(cells(line)) == 4 for line in lines[start:])
 
 
 def test_weights_of_a_checkpoint(tmp_path, capsys):
