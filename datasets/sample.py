@@ -53,13 +53,13 @@ class VideoRecord:
     """One entry of a corpus: a clip and what is asked about it. Nothing is read from disk until asked for.
 
     Attributes:
-        corpus: short name ("groundmore", "refer_video_seg", "mevis").
+        corpus: name of its row in :data:`datasets.corpora.CORPORA`.
         video_id: as in the annotation file.
         frame_paths: every frame of the clip, in time order.
         questions: at least one.
-        read_object_mask: (query, frame index) -> bool [H, W]; the union of the query's objects on that frame,
+        read_object_mask: (question, frame index) -> bool [H, W]; the union of the question's objects on that frame,
             regardless of the window; all False where the corpus has no mask for the frame. Raises DataError on an
-            unreadable or differently sized mask.
+            unreadable or differently sized mask. Its ``state()``, JSON-able, says all that the masks depend on.
     """
 
     corpus: str

@@ -86,9 +86,9 @@ def draw_sample(
 ) -> VideoSample:
     """Draw frames and questions of a record for one training step.
 
-    Where the corpus has no windows (referring expressions), "anchor" and "jitter" make sure that the first query drawn
-    is visible on at least one frame, if it is visible anywhere among 64 random frames. With windows the whole clip is
-    drawn from, so that frames inside and outside the window both occur.
+    Where the corpus has no windows (referring expressions), "anchor" and "jitter" make sure that the first question
+    drawn is visible on at least one frame, if it is visible anywhere among 64 random frames. With windows the whole
+    clip is drawn from, so that frames inside and outside the window both occur.
 
     Args:
         record: the clip.
@@ -117,12 +117,12 @@ def draw_sample(
     return VideoSample(record, frames, tuple(record.questions[index] for index in sorted(chosen)))
 
 
-def _visible_frame(record: VideoRecord, query: Question, rng: np.random.Generator) -> int | None:
-    """A random frame that shows the query's object; None if windows say where it counts, or it was not found."""
-    if query.window is not None or not query.object_ids:
+def _visible_frame(record: VideoRecord, question: Question, rng: np.random.Generator) -> int | None:
+    """A random frame that shows the question's object; None if windows say where it counts, or it was not found."""
+    if question.window is not None or not question.object_ids:
         return None
     for index in rng.permutation(len(record.frame_paths))[:MAX_LOOKS]:
-        if record.read_object_mask(query, int(index)).any():
+        if record.read_object_mask(question, int(index)).any():
             return int(index)
     return None
 

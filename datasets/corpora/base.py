@@ -85,7 +85,7 @@ class IdMasks:
         cache: decoded masks, shared by the records of a corpus.
 
     Calling it gives bool [H, W] and raises DataError when a file cannot be read, when a mask and its frame differ in
-    size, or when one of the query's objects is in none of the clip's masks.
+    size, or when one of the question's objects is in none of the clip's masks.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class IdMasks:
         self._present: set[int] = set()
         self._all_read = False
 
-    def __call__(self, query: Question, frame_index: int) -> np.ndarray:
+    def __call__(self, question: Question, frame_index: int) -> np.ndarray:
         ids = self.ids(frame_index)
-        self.require_present(query)
-        return np.isin(ids, query.object_ids) if len(query.object_ids) != 1 else ids == query.object_ids[0]
+        self.require_present(question)
+        return np.isin(ids, question.object_ids) if len(question.object_ids) != 1 else ids == question.object_ids[0]
 
     def ids(self, frame_index: int) -> np.ndarray:
         """uint8 [H, W], read-only: the object at every pixel of a frame, 0 for none.
@@ -125,13 +125,13 @@ class IdMasks:
         """Name, size and time of change of every mask file, JSON-able: what is read depends on nothing else."""
         return [None if path is None else [path.name, *size_and_time(path)] for path in self.mask_paths]
 
-    def require_present(self, query: Question) -> None:
+    def require_present(self, question: Question) -> None:
         """See that each of the question's ids is somewhere in the clip; looked for once per id, until found.
 
         Raises:
             DataError: one is not.
         """
-        missing = set(query.object_ids) - self._present
+        missing = set(question.object_ids) - self._present
         if missing and not self._all_read:
             for path in filter(None, self.mask_paths):
                 self._present |= set(np.unique(self._cache.read(path)).tolist())
@@ -141,9 +141,9 @@ class IdMasks:
             missing -= self._present
         if missing:
             raise DataError(
-                f"video {self.video_id}: object id {', '.join(map(str, sorted(missing)))} of query {query.query_id} is "
-                f"in none of the clip's masks, which hold {sorted(self._present - {0}) or 'no object'}; correct the id "
-                "or the masks"
+                f"video {self.video_id}: object id {', '.join(map(str, sorted(missing)))} of query {question.query_id} "
+                f"is in none of the clip's masks, which hold {sorted(self._present - {0}) or 'no object'}; correct "
+                "the id or the masks"
             )
 
 
@@ -216,6 +216,13 @@ def get_field(
     return without_bad_ids(value, key.removesuffix("s"), problems, where) if kind is dict else value
 
 
+def is_object(value: Any, fields: str, where: str, problems: Problems, fault: str = "entry-malformed") -> bool:
+    """Whether a JSON value is an object; if not, it is noted that it must be one with some fields."""
+    if not isinstance(value, dict):
+        problems.add(where, f"must be an object with {fields}, not {type(value).__name__}", kind=fault)
+    return isinstance(value, dict)
+
+
 def object_number(text: str) -> int | None:
     """An object id, from 1 to 255 as a mask's pixels hold it; None if the text is none."""
     number = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else 0
@@ -250,9 +257,7 @@ def read_listed_video(video: Any, where: str, problems: Problems) -> tuple[list[
     What cannot be used is noted, and empty.
     """
     fault = "video-malformed"
-    if not isinstance(video, dict):
-        message = f"must be an object with 'frames' and 'expressions', not {type(video).__name__}"
-        problems.add(where, message, kind=fault)
+    if not is_object(video, "'frames' and 'expressions'", where, problems, fault):
         return [], {}
     names = get_field(video, "frames", list, where, problems, fault)
     reason = None if names is None else _unusable_names(names)

@@ -28,6 +28,7 @@ from datasets.corpora.base import (
     check_headers,
     get_field,
     images_in,
+    is_object,
     object_number,
     read_videos,
 )
@@ -82,20 +83,13 @@ def parse_clip_times(video_id: str) -> tuple[int, int]:
     return start, end
 
 
-def action_window(action_start: str, action_end: str, clip_start: int) -> tuple[int, int]:
+def action_window(start: int, end: int, clip_start: int) -> tuple[int, int]:
     """Inclusive (first, last) frame of an action, not clipped to the clip; empty if last < first.
 
     Args:
-        action_start: time in the source video, as in the annotation file.
-        action_end: likewise.
-        clip_start: seconds, from :func:`parse_clip_times`.
-
-    Raises:
-        DataError: a time that is none.
+        start, end, clip_start: seconds in the source video.
     """
-    first = (parse_time(action_start) - clip_start) * FRAMES_PER_SECOND
-    last = (parse_time(action_end) - clip_start) * FRAMES_PER_SECOND - 1
-    return first, last
+    return (start - clip_start) * FRAMES_PER_SECOND, (end - clip_start) * FRAMES_PER_SECOND - 1
 
 
 class GroundMoRe(Reader):
@@ -225,16 +219,12 @@ def read_questions(
 ) -> Iterator[Question]:
     """The questions of one video that have a text and objects; mistakes are noted, and what they concern is None."""
     where = f"video {video_id}"
-    if not isinstance(video, dict):
-        message = f"must be an object with 'questions', not {type(video).__name__}"
-        problems.add(where, message, kind="video-malformed")
+    if not is_object(video, "'questions'", where, problems, "video-malformed"):
         return
     entries = get_field(video, "questions", dict, where, problems, "video-malformed") or {}
     for query_id, entry in entries.items():
         place = f"{where}, question {query_id}"
-        if not isinstance(entry, dict):
-            message = f"must be an object with 'question', 'answer', …, not {type(entry).__name__}"
-            problems.add(place, message, kind="entry-malformed")
+        if not is_object(entry, "'question', 'answer', …", place, problems):
             continue
         question = _read_question(query_id, entry, clip, keep_empty_windows, place, problems)
         if question.text is not None and question.object_ids:
@@ -288,14 +278,10 @@ def _read_window(entry: dict[str, Any], clip: Clip, where: str, problems: Proble
         if text is None:
             continue
         try:
-            parse_time(text)
+            times.append(parse_time(text))
         except DataError as error:
             problems.add(where, f"'{key}': {error}", kind="bad-time")
-            continue
-        times.append(text)
-    if len(times) < 2 or clip.times is None:
-        return None
-    return action_window(times[0], times[1], clip.times[0])
+    return None if len(times) < 2 or clip.times is None else action_window(*times, clip.times[0])
 
 
 def _note_window(window: tuple[int, int], num_frames: int, where: str, problems: Problems) -> None:

@@ -27,6 +27,7 @@ from datasets.corpora.base import (
     caption,
     check_headers,
     get_field,
+    is_object,
     listed_files,
     read_annotation,
     read_listed_video,
@@ -95,10 +96,10 @@ class RleMasks:
         self.frame_paths = frame_paths
         self.tubes = tubes
 
-    def __call__(self, query: Question, frame_index: int) -> np.ndarray:
+    def __call__(self, question: Question, frame_index: int) -> np.ndarray:
         frame_path = self.frame_paths[frame_index]
         size = frame_size(frame_path)
-        return union((self._decode(number, frame_index, size) for number in query.object_ids), size)
+        return union((self._decode(number, frame_index, size) for number in question.object_ids), size)
 
     def state(self) -> str:
         """Digest of the masks: what is read depends on nothing else."""
@@ -168,9 +169,7 @@ def read_expressions(
 
 def _read_expression(query_id: str, entry: Any, where: str, problems: Problems) -> Question | None:
     """One expression, its object ids being annotation ids; None with the mistake noted."""
-    if not isinstance(entry, dict):
-        message = f"must be an object with 'exp' and 'anno_id', not {type(entry).__name__}"
-        problems.add(where, message, kind="entry-malformed")
+    if not is_object(entry, "'exp' and 'anno_id'", where, problems):
         return None
     text = get_field(entry, "exp", str, where, problems)
     numbers = entry.get("anno_id")

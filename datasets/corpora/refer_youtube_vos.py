@@ -23,6 +23,7 @@ from datasets.corpora.base import (
     caption,
     check_headers,
     get_field,
+    is_object,
     listed_files,
     object_number,
     read_listed_video,
@@ -111,9 +112,7 @@ def expressions_by_object(
     by_object: dict[int, list[Question]] = {}
     for query_id, entry in expressions.items():
         place = f"{where}, expression {query_id}"
-        if not isinstance(entry, dict):
-            message = f"must be an object with 'exp' and 'obj_id', not {type(entry).__name__}"
-            problems.add(place, message, kind="entry-malformed")
+        if not is_object(entry, "'exp' and 'obj_id'", place, problems):
             continue
         text = get_field(entry, "exp", str, place, problems)
         written = get_field(entry, "obj_id", str, place, problems, "bad-object-id")

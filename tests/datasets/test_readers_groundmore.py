@@ -144,9 +144,9 @@ def test_ids_without_clip_times(video_id):
 
 
 def test_window_arithmetic():
-    assert action_window("01:30", "01:33", 90) == (0, 17)
-    assert action_window("01:28", "01:31", 90) == (-12, 5)
-    assert action_window("01:31", "01:31", 90) == (6, 5)
+    assert action_window(90, 93, 90) == (0, 17)
+    assert action_window(88, 91, 90) == (-12, 5)
+    assert action_window(91, 91, 90) == (6, 5)
 
 
 def test_windows_are_clipped_and_kept_raw(corpus_at):

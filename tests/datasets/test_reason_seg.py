@@ -74,6 +74,9 @@ def test_a_picture_is_a_clip_of_one_frame(corpus):
     expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
     expected[3:7, 2:6] = True  # coordinates are cut down, and the border belongs to the region
     assert mask.dtype == bool and (mask == expected).all()
+    assert json.dumps(first.read_object_mask.state())
+    assert first.read_object_mask.state() != ReasonSeg(corpus(shapes=[]))[0].read_object_mask.state()
+    assert second.read_object_mask.state() == first.read_object_mask.state()
     read_everything(reader)
 
 

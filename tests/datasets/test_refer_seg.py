@@ -118,6 +118,7 @@ def test_a_picture_with_everything_said_about_it(corpus, tmp_path, protocol):
     for question, expected in zip(first.questions, (polygons, polygons, CROWD)):
         mask = first.read_object_mask(question, 0)
         assert mask.dtype == bool and (mask == expected).all()
+    assert json.dumps(first.read_object_mask.state()) != json.dumps(second.read_object_mask.state())
     read_everything(reader)
 
 

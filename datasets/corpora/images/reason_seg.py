@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datasets.corpora.base import Reader, files_by_stem, get_field, read_annotation
+from datasets.corpora.base import Reader, files_by_stem, get_field, is_object, read_annotation
 from datasets.corpora.images.polygons import read_polygon
 from datasets.corpora.names import folder_fault, shown, text_fault
 from datasets.sample import Question, VideoRecord
@@ -89,6 +89,10 @@ class PolygonMask:
             target[mask] = is_target
         return target
 
+    def state(self) -> list:
+        """What is painted, JSON-able: what is read depends on nothing else."""
+        return [self.size, [(points.tolist(), is_target) for points, is_target in self.regions]]
+
 
 def _read_picture(stem: str, path: Path, picture: Path | None, problems: Problems) -> VideoRecord | None:
     """One picture's record, or None; every mistake is noted."""
@@ -101,8 +105,7 @@ def _read_picture(stem: str, path: Path, picture: Path | None, problems: Problem
     except DataError as error:
         problems.add(where, str(error))
         return None
-    if not isinstance(entry, dict):
-        problems.add(where, f"{path.name} must be an object with 'text' and 'shapes', not {type(entry).__name__}")
+    if not is_object(entry, "'text' and 'shapes'", where, problems):
         return None
     if folder_fault(stem) is not None:
         problems.add(where, f"its name {folder_fault(stem)}; rename it")

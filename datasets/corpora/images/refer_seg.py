@@ -123,6 +123,10 @@ class ObjectMasks:
             )
         return union((self._decode(number) for number in question.object_ids), self.size)
 
+    def state(self) -> list:
+        """Size and shapes, JSON-able: what is read depends on nothing else."""
+        return [self.size, self.shapes]
+
     def _decode(self, number: int) -> np.ndarray:
         shape = self.shapes[number]
         if isinstance(shape, list):
