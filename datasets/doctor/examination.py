@@ -13,7 +13,7 @@ from datasets.corpora import Corpus, load
 from datasets.corpora.base import images_in
 from datasets.doctor.clip import ClipTask
 from datasets.doctor.files import convention
-from datasets.doctor.findings import Findings
+from datasets.doctor.findings import Finding, Findings
 from datasets.sample import Question
 from utils.errors import ConfigError, DataError, Problems
 from utils.video import FRAME_SUFFIXES, frame_number
@@ -78,8 +78,8 @@ class Notes(Problems):
 
     def find(self, kind: str, message: str, files: Sequence[Path] = (), query: str = "", count: int = 1) -> None:
         """Add a finding."""
-        place = dict(split=self.split, video=self.video, query=query)
-        self.findings.add(kind, message, (files or self.files)[:5], count=count, **place)
+        named = tuple(map(str, (files or self.files)[:5]))
+        self.findings.put(Finding(kind, message, self.split, self.video, query, named, count))
 
 
 class Examination(ABC):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ KINDS: dict[str, Kind] = {
         video_without_folder=("error", "an annotated video has no folder, or its folder has no image"),
         folder_without_annotation=("warning", "a video folder that no annotation file names"),
         video_in_several_files=("note", "annotation files share videos"),
-        bad_name=("error", "a video id that can be no folder's name, or that no table or UTF-8 file can carry"),
+        bad_name=("error", "an id that can be no folder's name, or that no table or UTF-8 file can carry"),
         not_a_file=("error", "pipes, folders or links to nothing that have the names of images"),
         stray_file=("note", "files among frames or masks that are neither"),
     ),
@@ -169,19 +168,8 @@ class Findings:
         self.totals: Counter[str] = Counter()
         self._kept: dict[str, list[Finding]] = {}
 
-    def add(self, kind: str, message: str, files: Iterable[str | Path] = (), **details: Any) -> None:
-        """Note one finding.
-
-        Args:
-            kind: key of KINDS.
-            message: what is wrong and what to do.
-            files: paths concerned.
-            details: other attributes of :class:`Finding`.
-        """
-        self.put(Finding(kind, message, files=tuple(map(str, files)), **details))
-
     def put(self, finding: Finding) -> None:
-        """Note a finding made elsewhere.
+        """Note one finding.
 
         Raises:
             KeyError: of a kind that is not in KINDS.

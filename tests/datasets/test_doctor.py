@@ -228,11 +228,11 @@ def test_tasks_are_taken_as_they_are_needed(monkeypatch):
 def test_memory_for_findings_is_bounded_and_the_worst_come_first():
     findings = Findings(keep=3)
     for number in range(5):
-        findings.add("drift-suspect", f"{number}", score=number)
+        findings.put(Finding("drift-suspect", f"{number}", score=number))
     assert findings.totals["drift-suspect"] == 5
     assert [finding.message for finding in findings.of("drift-suspect")] == ["2", "1", "0"]
     with pytest.raises(KeyError):
-        findings.add("no-such-kind", "")
+        findings.put(Finding("no-such-kind", ""))
 
 
 def test_every_kind_is_described_and_used(project_root):
