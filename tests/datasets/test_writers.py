@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from datasets.corpora import corpus_named
+from datasets.corpora.groundmore import GroundMoRe
 from datasets.corpora.writers import GroundMoReWriter, MeViSWriter, ReferYoutubeVosWriter
 from datasets.doctor import Options, examine_corpus
 from datasets.sample import Question
 
-NUM_FRAMES = 12
+NUM_FRAMES = 13
+"""Of a clip: its last second has one frame."""
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +45,25 @@ def test_groundmore(clip, tmp_path):
         Question("a", "What moves?", True, "the box", (1,), "Causal", (0, 5)),
         Question("b", "What are they?", True, "both", (1, 3), "Descriptive", (6, 11)),
     ]
+    plain = Question("c", "the box", True, "the box", (1,), "Descriptive", (0, NUM_FRAMES - 1))
     names = [f"frame_{index:06d}" for index in range(NUM_FRAMES)]
     with_mask = np.arange(NUM_FRAMES) != 4
-    for split, referring in (("train", ()), ("test", questions[:1])):
+    for split, referring in (("train", ()), ("test", [plain])):
         writer = GroundMoReWriter(tmp_path, split)
         part = writer.write_video(split, 754, names, frames, ids, with_mask, questions, referring)
-        assert part["video_id"] == f"{split}_1234_1236"
+        assert part["video_id"] == f"{split}_1234_1237"
         writer.write_annotations([json.loads(json.dumps(part))])
     (record,) = opened(tmp_path, "groundmore")
-    assert record.video_id == "train_1234_1236" and [path.stem for path in record.frame_paths] == names
+    assert record.video_id == "train_1234_1237" and [path.stem for path in record.frame_paths] == names
     for read, written in zip(record.questions, questions, strict=True):
         assert (read.query_id, read.text, read.answer, read.object_ids, read.q_type, read.window) == (
             written.query_id, written.text, written.answer, written.object_ids, written.q_type, written.window
         )  # fmt: skip
         expected = np.isin(ids, written.object_ids) & with_mask[:, None, None]
         np.testing.assert_array_equal(masks_of(record, read), expected)
-    referred = json.loads((tmp_path / "GroundMoRe" / "referring_test.json").read_text())["videos"]["test_1234_1236"]
-    assert list(referred["questions"]) == ["a"]
+    folder = tmp_path / "GroundMoRe"
+    (referred,) = GroundMoRe(folder / "referring_test.json", folder / "groundmore_videos")
+    assert [(q.query_id, q.window) for q in referred.questions] == [("c", (0, NUM_FRAMES - 1))]
 
 
 def test_refer_youtube_vos(clip, tmp_path):
@@ -88,6 +92,7 @@ def test_mevis(clip, tmp_path, split):
     writer.write_annotations(parts)
     records = opened(tmp_path, "mevis", "train" if split == "train" else "valid_u")
     assert [record.video_id for record in records] == ["v", "w"]
+    assert [entry["obj_id"] for entry in parts[0]["expressions"].values()] == [[0], [2, 0], []]
     for record, first in zip(records, (40, 60)):
         assert [question.object_ids for question in record.questions] == [(first,), (first + 1, first), ()]
         for question, target in zip(record.questions, targets):
