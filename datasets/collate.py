@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.conversation import (
+    LOC,
     SEG,
     build_example,
     check_answer_style,
@@ -73,7 +74,7 @@ class SampleProcessor:
             )
         self._seg_id = self.tokenizer.id_of(SEG)
         if self.with_loc:
-            self.tokenizer.id_of("[LOC]")
+            self.tokenizer.id_of(LOC)
         self._sam = Preprocessor(self.sam_pixels)
         self._clip = Preprocessor(self.pixels)
 

@@ -37,8 +37,8 @@ class MoraTokenizer(abc.ABC):
 
     Attributes:
         rule: "legacy" or "plain".
-        bos_token, eos_token, unk_token, pad_token: strings (no pad token in the files: unk, as LISA sets it).
-        bos_id, eos_id, pad_id: their ids.
+        bos_token, eos_token: strings.
+        bos_id, eos_id: their ids.
     """
 
     def __init__(self, folder: Path, rule: str, config: dict, specials: dict[str, Special]):
@@ -48,9 +48,7 @@ class MoraTokenizer(abc.ABC):
         self.specials = specials
         self.bos_token = specials["bos_token"].content
         self.eos_token = specials["eos_token"].content
-        self.unk_token = specials["unk_token"].content
-        self.pad_token = specials.get("pad_token", specials["unk_token"]).content
-        self.bos_id, self.eos_id, self.pad_id = map(self.id_of, (self.bos_token, self.eos_token, self.pad_token))
+        self.bos_id, self.eos_id = self.id_of(self.bos_token), self.id_of(self.eos_token)
 
     @abc.abstractmethod
     def __len__(self) -> int:

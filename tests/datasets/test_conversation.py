@@ -26,6 +26,9 @@ from datasets.tokenization import load_tokenizer
 from utils.batch import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from utils.errors import ConfigError, DataError
 
+PAD = 0
+"""Id of <unk>, with which the original pads its batches."""
+
 SPLIT = {"llava_llama_2": "[/INST] ", "llava_v1": " ASSISTANT: "}
 """Where the original cuts a round into question and answer."""
 
@@ -107,7 +110,7 @@ def test_collated_conversations_of_the_original(golden, legacy):
                     build_example(question, answer, case["conv_type"], legacy, wanted[0].shape[1])
                 ids, labels = ids[: wanted[0].shape[1]], labels[: wanted[0].shape[1]]
             pad = wanted[0].shape[1] - len(ids)
-            assert torch.nn.functional.pad(ids, (0, pad), value=legacy.pad_id).equal(wanted[0][row])
+            assert torch.nn.functional.pad(ids, (0, pad), value=PAD).equal(wanted[0][row])
             assert torch.nn.functional.pad(labels, (0, pad), value=IGNORE_INDEX).equal(wanted[1][row])
             assert (wanted[2][row] != 0).sum() == len(ids)
     assert {"truncated_train", "batch3_padded", "two_seg"} <= kinds
@@ -148,8 +151,8 @@ def check_labels_of_random_conversations(legacy, template):
         rows.append((ids, labels))
     longest = max(len(ids) for ids, _ in rows)
     for ids, _ in rows:  # the original pads on the right and tells pads by their id
-        padded = torch.nn.functional.pad(ids, (0, longest - len(ids)), value=legacy.pad_id)
-        assert (padded != legacy.pad_id).sum() == len(ids)
+        padded = torch.nn.functional.pad(ids, (0, longest - len(ids)), value=PAD)
+        assert (padded != PAD).sum() == len(ids)
 
 
 @pytest.mark.parametrize("template", ["llava_llama_2", "llava_v1"])

@@ -127,7 +127,7 @@ def test_missing_seg_names_the_folder_and_the_remedy(llama_folder, tmp_path):
     with pytest.raises(TokenizerError, match=r"\[SEG\].*add_tokens") as caught:
         tokenizer.id_of("[SEG]")
     assert str(tmp_path) in str(caught.value)
-    assert tokenizer.id_of("<unk>") == tokenizer.pad_id == 0
+    assert tokenizer.id_of("<unk>") == 0
 
 
 def test_unusable_folders(tmp_path, project_root):
@@ -179,7 +179,7 @@ def test_tiny_tokenizer_can_grow_and_be_saved(tiny, tmp_path):
     again = load_tokenizer(tmp_path / "out")
     text = "what <im_start><image><im_end>\nmoves? [SEG] [NEW]é</s>"
     assert again.encode(text) == tiny.encode(text)
-    assert (again.rule, len(again), again.pad_id) == ("plain", len(tiny), tiny.pad_id)
+    assert (again.rule, len(again)) == ("plain", len(tiny))
 
 
 def test_tiny_tokenizer_is_what_its_script_writes(project_root, tmp_path, monkeypatch):
