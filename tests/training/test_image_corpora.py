@@ -13,9 +13,11 @@ from PIL import Image
 
 import training.run
 from model.checkpoints.opening import load_any
+from tests.model.conftest import Worlds
 from training.checkpoints.weights import read_weights
 from training.run import train
 from training.settings import parse_arguments
+from utils.batch import MoraBatch
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +83,20 @@ def test_a_batch_mixes_videos_and_pictures(data, tiny_base, tmp_path, world, mon
     learned = [name for name, value in after.items() if name in before and not torch.equal(value, before[name])]
     assert any("mask_decoder" in name for name in learned)
     assert all(value.isfinite().all() for value in after.values() if torch.is_tensor(value))
+
+
+@pytest.mark.parametrize(
+    "visual_mode, loc_mode",
+    [("frame", "none"), ("frame", "frame"), ("frame", "global"), ("pooled", "none"), ("pooled", "global"),
+     ("video", "none"), ("video", "global")],
+)  # fmt: skip
+def test_every_mode_learns_from_a_picture_beside_a_video(visual_mode, loc_mode):
+    worlds = Worlds()
+    model = worlds.model(visual_mode=visual_mode, loc_mode=loc_mode)
+    video, picture = (worlds.video(seed, frames, loc=loc_mode != "none") for seed, frames in ((1, 3), (2, 1)))
+    picture.questions[0].in_window = None
+    loss = model(MoraBatch([video, picture]))["loss"]
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    picture.questions[0].masks = 1 - picture.questions[0].masks
+    assert model(MoraBatch([video, picture]))["loss"].item() != pytest.approx(loss.item(), abs=1e-4)
