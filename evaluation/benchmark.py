@@ -84,7 +84,7 @@ class Benchmark:
             is None. DataError: the record cannot be scored, for the reason that it gives.
         groups: parts of the questions that have means of their own, besides :data:`OVERALL`; ``Question.q_type`` names
             a question's.
-        measures: what is averaged over questions, the headline first.
+        measures: what is averaged over questions, the headline first; that one is also in "reference".
         rows: name -> (kind, meaning) of what is scored beside the model: kind "result", "baseline", "ablation" or
             "oracle"; "model" first.
         constant: the rows made without the model: two runs that differ in them did not see the same truth.
@@ -148,7 +148,7 @@ class Benchmark:
 DEFAULT = "groundmore"
 
 BENCHMARKS = {"groundmore": "groundmore", "mevis_valid_u": "mevis"}
-"""Name -> the module in ``evaluation/benchmarks`` that holds its row."""
+"""Name -> the module that holds its row as ``BENCHMARK``: a file in ``evaluation/benchmarks``, or a dotted name."""
 
 
 def find_benchmark(name: str = DEFAULT) -> Benchmark:
@@ -159,7 +159,8 @@ def find_benchmark(name: str = DEFAULT) -> Benchmark:
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"--benchmark {name}: unknown; choose one of {', '.join(BENCHMARKS)}")
-    return importlib.import_module(f"evaluation.benchmarks.{BENCHMARKS[name]}").BENCHMARK
+    module = BENCHMARKS[name]
+    return importlib.import_module(module if "." in module else f"evaluation.benchmarks.{module}").BENCHMARK
 
 
 def benchmark_of(summary: Mapping) -> Benchmark:

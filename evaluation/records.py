@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -172,7 +171,7 @@ def _is_mask(value: object) -> bool:
 
 
 def _is_point(value: object) -> bool:
-    return _is_list(value, lambda place: isinstance(place, (int, float)) and math.isfinite(place)) and len(value) == 2
+    return _is_list(value, lambda place: isinstance(place, (int, float))) and len(value) == 2
 
 
 def _is_probability(value: object) -> bool:

@@ -121,7 +121,7 @@ class VideoJob:
         """The record of a question; encodes its masks.
 
         Raises:
-            NumericalError: a [LOC] probability is none.
+            NumericalError: a [LOC] probability is none, or a point is not finite.
         """
         common = {
             "video_id": self.video.video_id,
@@ -143,7 +143,10 @@ class VideoJob:
             common["reason"] = None if np.any(outcome.has_seg) else NO_TOKEN
         elif outcome.points is not None:
             common["kind"] = "points"
-            common["points"] = [None if p is None else np.asarray(p, float).tolist() for p in outcome.points]
+            points = [None if each is None else np.asarray(each, dtype=float) for each in outcome.points]
+            if not all(each is None or np.isfinite(each).all() for each in points):
+                raise NumericalError("not finite: points")
+            common["points"] = [None if each is None else each.tolist() for each in points]
         else:
             common["kind"] = "text"
         return Record(
