@@ -105,9 +105,11 @@ class Preprocessor:
         pixels = torch.zeros(count, 3, size, size, device=resized.device)
         top, left = (0, 0) if corner else ((size - height) // 2, (size - width) // 2)
         inner = pixels[:, :, top : top + height, left : left + width].copy_(resized)
+        parts = (self._white, self._mean, self._std)
+        white, mean, std = (part.to(resized.device, non_blocking=True) for part in parts)
         if not corner:  # whose mean and deviation are of bytes
-            inner.div_(self._white.to(resized.device))
-        inner.sub_(self._mean.to(resized.device)).div_(self._std.to(resized.device))
+            inner.div_(white)
+        inner.sub_(mean).div_(std)
         return pixels
 
     def __call__(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:

@@ -217,7 +217,8 @@ class Trainer:
     def _report(self, step: int, since: float, log: RunLog) -> float:
         """Fetch what was noted since the last report, check it, write it; returns the time."""
         table = torch.stack([torch.stack(row) for row in self.meter.rows])  # [micro-batches, losses]
-        norm = torch.as_tensor(self.engine.get_global_grad_norm() or 0.0, dtype=torch.float32, device=table.device)
+        norm = self.engine.get_global_grad_norm()
+        norm = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=table.device)
         means = mean_over_processes(table.mean(dim=0))
         *losses, grad_norm = torch.cat([means, norm.reshape(1)]).tolist()
         if not all(math.isfinite(value) for value in losses):

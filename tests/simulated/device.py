@@ -104,6 +104,10 @@ class SimulatedTensor(Tensor):
         """Fetch the values, in one wait."""
         return self.cpu().tolist()
 
+    def untyped_storage(self) -> Any:
+        """Where the values are: tells which tensors share memory."""
+        return self.held.untyped_storage()
+
     def numpy(self, *, force: bool = False) -> Any:
         """Refused, as on CUDA."""
         if not force:
@@ -145,6 +149,9 @@ class _Operations(TorchDispatchMode):
             to_device = _is_on_device(kwargs["device"])
         else:
             to_device = bool(here)
+        if (here or to_device) and _is_composite(func):  # in inference mode they come here as they are
+            with self:
+                return func.decompose(*args, **kwargs)
         packet = func.overloadpacket
         if packet is aten._to_copy:
             self._copied(func, to_device, bool(here), kwargs.get("non_blocking", False), args[0])
@@ -172,7 +179,10 @@ class _Operations(TorchDispatchMode):
             return args[0]
         if not to_device:
             return result
-        wrapped = _map(lambda leaf: SimulatedTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
+        # A view of a tensor from outside of inference mode shares its count of versions, so it is not of that mode.
+        views = here and _returns_views(func) and not here[0].is_inference()
+        with torch.inference_mode(torch.is_inference_mode_enabled() and not views):
+            wrapped = _map(lambda leaf: SimulatedTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
         return return_and_correct_aliasing(func, args, kwargs, wrapped) if here else wrapped
 
     def _copied(self, func: Any, to_device: bool, from_device: bool, non_blocking: bool, source: Tensor) -> None:
@@ -220,6 +230,19 @@ def _written_places(func: Any) -> list[int]:
     return [place for place, fact in enumerate(facts) if fact is not None and fact.is_write]
 
 
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operation is made of others for every device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@functools.cache
+def _returns_views(func: Any) -> bool:
+    """Whether an operation gives views of what it is given."""
+    facts = [result.alias_info for result in func._schema.returns]
+    return any(fact is not None and not fact.is_write for fact in facts)
+
+
 def _map(function: Callable[[Any], Any], value: Any) -> Any:
     """The function applied to what lists and tuples hold; other containers are no arguments of operations."""
     if isinstance(value, list | tuple):
@@ -259,6 +282,9 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in self.MAKERS and isinstance(args[0], SimulatedTensor):
+            device, dtype = kwargs.get("device", args[0].device), kwargs.get("dtype", args[0].dtype)
+            return args[0].detach().to(device, dtype, copy=func is torch.tensor)
         if func in self.MAKERS and _is_on_device(kwargs.get("device")):
             made = func(*args, **{**kwargs, "device": "cpu"}).detach()
             return made.to(kwargs["device"]).requires_grad_(kwargs.get("requires_grad", False))
