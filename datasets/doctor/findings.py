@@ -155,6 +155,11 @@ class Finding:
         """Of its kind."""
         return KINDS[self.kind].severity
 
+    @property
+    def place(self) -> str:
+        """Split, video and question, as far as they apply."""
+        return ", ".join(filter(None, (self.split, self.video, self.query and f"query {self.query}")))
+
 
 class Findings:
     """Gathers findings; counts all, keeps the first ones of each kind.

@@ -146,8 +146,7 @@ def _about(kind: str, findings: Findings, examples: int) -> list[str]:
     total = findings.totals[kind]
     lines = [f"    {kind} ({total}): {KINDS[kind].title}"]
     for finding in findings.of(kind)[:examples]:
-        place = ", ".join(filter(None, (finding.split, finding.video, finding.query and f"query {finding.query}")))
-        lines.append(f"      - {place}: {finding.message}" if place else f"      - {finding.message}")
+        lines.append(f"      - {': '.join(filter(None, (finding.place, finding.message)))}")
     if total > examples:
         lines.append(f"        … and {total - examples} more")
     return lines

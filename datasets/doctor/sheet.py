@@ -40,13 +40,8 @@ def worst(findings: Findings, cells: int) -> list[Finding]:
         for queue in queues.values():
             if queue and used < cells:
                 chosen.append(queue.pop(0))
-                used += _cells(chosen[-1])
-    order = {kind: position for position, kind in enumerate(severe)}
-    return sorted(chosen, key=lambda finding: order[finding.kind])
-
-
-def _cells(finding: Finding) -> int:
-    return sum(2 if picture.fitting is not None else 1 for picture in finding.pictures)
+                used += sum(2 if picture.fitting is not None else 1 for picture in chosen[-1].pictures)
+    return sorted(chosen, key=lambda finding: severe.index(finding.kind))
 
 
 def draw_sheet(chosen: Sequence[Finding], title: str) -> np.ndarray:
@@ -68,7 +63,7 @@ def draw_sheet(chosen: Sequence[Finding], title: str) -> np.ndarray:
         cells, words = _pairs(finding)
         rows.append(cells)
         notes.append(words)
-        captions.append(f"{_head(finding)}: {_place(finding)}\n{_short(finding.message, 400)}")
+        captions.append(f"{_head(finding)}: {finding.place}\n{_short(finding.message, 400)}")
     others = [(finding, picture) for finding in chosen if finding not in drifting for picture in finding.pictures]
     for first in range(0, len(others), _COLUMNS):
         part = others[first : first + _COLUMNS]
@@ -115,10 +110,6 @@ def _head(finding: Finding) -> str:
     return f"{finding.severity.upper()} {finding.kind}"
 
 
-def _place(finding: Finding) -> str:
-    return ", ".join(filter(None, (finding.split, finding.video, finding.query and f"query {finding.query}")))
-
-
 def _short(message: str, most: int) -> str:
     """Paths cut to their last name, and the rest to a number of letters."""
     message = _FOLDERS.sub("", message)
@@ -126,7 +117,7 @@ def _short(message: str, most: int) -> str:
 
 
 def _caption(finding: Finding, picture: Picture) -> str:
-    return f"{_head(finding)}\n{_place(finding)}, {picture.note}\n{_short(finding.message, 140)}"
+    return f"{_head(finding)}\n{finding.place}, {picture.note}\n{_short(finding.message, 140)}"
 
 
 def _region(picture: Picture) -> tuple[slice, slice] | None:
