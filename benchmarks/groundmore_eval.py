@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: of an H200, H100 or A100 in half precision, else the share is not shown)")  # fmt: skip
     add("--tokenizer", type=Path, metavar="DIR", help="of a published folder (default: the tiny one)")
     add("--ladder", action=argparse.BooleanOptionalAction, default=True, help="also time the single steps from (a) to "
-        "(b): SAM's encoder one frame at a time and in batches, reading with and without the cache")  # fmt: skip
+        "(b): SAM's encoder one frame at a time and in batches, the prefix read once or per question")  # fmt: skip
     add("--seed", type=int, default=0, help="of the weights (%(default)s)")
     add("--work_dir", type=Path, default=Path(tempfile.gettempdir()) / "groundmore_eval", metavar="DIR",
         help="clips and records (%(default)s)")  # fmt: skip

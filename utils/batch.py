@@ -64,7 +64,7 @@ class VideoTensors:
 
     Attributes:
         video_id: for messages.
-        clip_pixels: float [T, 3, c, c], normalised for the vision tower.
+        clip_pixels: float [T, 3, c, c], by the backbone's pixel rule.
         sam_pixels: float [T, 3, S, S], long side resized to S, normalised, zero-padded right and bottom.
         resized_size: (h, w) of the image inside the S x S square.
         original_size: (H, W) of the frames on disk.
