@@ -16,7 +16,7 @@ from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.adapters import add_lora, set_trainable
 from model.checkpoints import LoadReport, load_any, read_config, require_own_tokenizer
 from model.mora import MoraModel
-from training.checkpoints.provenance import Adapters, Provenance, network_of
+from training.checkpoints import Adapters, Provenance, network_of
 from training.settings import DataSettings, ModelSettings, TrainableSettings
 from utils.errors import TokenizerError
 from utils.files import write_json

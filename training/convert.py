@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from training.checkpoints.weights import is_checkpoint, read_weights
+from training.checkpoints import is_checkpoint, read_weights
 from utils.errors import CheckpointError, ConfigError, MoraError
 from utils.files import atomic_write
 from utils.paths import user_path

@@ -59,31 +59,23 @@ class StepSampler(Sampler[list[int]]):
         return max(0, self.last_step - self.first_step) * self.accumulation
 
 
-class _ErrorsAsValues(Dataset):
-    """Hands an error of ours over as a value, so that it reaches the user as it was raised and not as the text of a
-    worker's traceback."""
+class _Batches(Dataset):
+    """``batches[numbers]``: the items of these numbers, collated; or an error of ours as a value, so that it reaches
+    the user as it was raised and not as the text of a worker's traceback."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, collate: Callable[[list], Any]):
         self.dataset = dataset
+        self.collate = collate
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, numbers: list[int]) -> Any:
         try:
-            return self.dataset[index]
+            return self.collate([self.dataset[number] for number in numbers])
         except MoraError as error:
             return error
 
 
-class _CollateUnlessError:
-    """Collates items, or passes on the first error among them."""
-
-    def __init__(self, collate: Callable[[list], Any]):
-        self.collate = collate
-
-    def __call__(self, items: list) -> Any:
-        for item in items:
-            if isinstance(item, MoraError):
-                return item
-        return self.collate(items)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 _TO_DIE = 15.0
@@ -99,12 +91,8 @@ def _ended_by(exit_code: int) -> str:
     """How a process ended, in words."""
     if exit_code > 0:
         return f"ended with status {exit_code}; its own message is above"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = str(-exit_code)
-    hint = _HINTS.get(-exit_code)
-    return f"was killed by {name}" + (f" ({hint})" if hint else "")
+    name = next((number.name for number in signal.Signals if number == -exit_code), str(-exit_code))
+    return f"was killed by {name}" + (f" ({_HINTS[-exit_code]})" if -exit_code in _HINTS else "")
 
 
 class StepLoader:
@@ -123,10 +111,11 @@ class StepLoader:
         # A generator of its own: otherwise making an iterator would draw from the global one, and a resumed run
         # would see other dropout masks than an uninterrupted one.
         self._loader = DataLoader(
-            _ErrorsAsValues(dataset),
-            batch_sampler=sampler,
+            _Batches(dataset, collate),
+            batch_size=None,
+            sampler=sampler,
             num_workers=workers,
-            collate_fn=_CollateUnlessError(collate),
+            collate_fn=_as_it_is,
             generator=torch.Generator().manual_seed(seed),
             prefetch_factor=2 if workers > 0 else None,
         )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from training.checkpoints.store import CheckpointStore
+from training.checkpoints import CheckpointStore
 from training.data import make_loader
 from training.logging import Meter, RunLog
 from training.settings import ComputeSettings, OptimizerSettings, TrainingSettings

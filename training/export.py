@@ -18,14 +18,16 @@ from model.checkpoints import CARD, CARD_FORMAT, LoadReport, digest_base, read_c
 from model.localization import build_loc_head
 from model.settings import PRECISIONS
 from training.assembly import Parts, base_loc_mode, build_parts, config_overrides
-from training.checkpoints.provenance import Provenance, differences
-from training.checkpoints.store import RUN_CARD, read_run_card
-from training.checkpoints.weights import (
+from training.checkpoints import (
+    RUN_CARD,
+    Provenance,
     adapter_rank,
     adapter_targets,
+    differences,
     fit_weights,
     is_checkpoint,
     plain_name,
+    read_run_card,
     read_weights,
     take_provenance,
 )

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.checkpoints.files import UNRECORDED
+from training.checkpoints import UNRECORDED
 from utils.errors import MoraError
 from utils.files import atomic_write
 

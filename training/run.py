@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from importlib.metadata import PackageNotFoundError, version
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,15 @@ import torch
 
 from datasets.collate import collate
 from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset
-from training.checkpoints.provenance import Provenance, attach_provenance, differences
-from training.checkpoints.store import RUN_CARD, CheckpointStore, read_run_card
-from training.checkpoints.weights import initialise_from
+from training.checkpoints import (
+    RUN_CARD,
+    CheckpointStore,
+    Provenance,
+    attach_provenance,
+    differences,
+    initialise_from,
+    read_run_card,
+)
 from training.engine import Trainer, start_engine
 from training.logging import set_aside_logs
 from training.pictures import SamplePicture
@@ -36,13 +42,8 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that numbers depend on."""
-    found = {}
-    for name in ("torch", "transformers", "deepspeed", "peft"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    names = ("torch", "transformers", "deepspeed", "peft")  # all of them imported by now
+    return {name: str(getattr(sys.modules.get(name), "__version__", "unknown")) for name in names}
 
 
 def find_start(run: RunSettings, store: CheckpointStore) -> Path | None:

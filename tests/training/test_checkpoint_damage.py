@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from tests.training.toy_run import toy_arguments, toy_trainer
-from training.checkpoints.store import CheckpointStore, check_digests, read_run_card
+from training.checkpoints.digests import check_digests
+from training.checkpoints.files import read_run_card
+from training.checkpoints.store import CheckpointStore
 from utils.errors import CheckpointError, ConfigError
 
 

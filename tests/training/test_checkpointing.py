@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from tests.training.toy_run import ToyNet, toy_arguments, toy_trainer
-from training.checkpoints.store import CheckpointStore, load_states, random_states, read_run_card, restore_random_states
+from training.checkpoints.files import load_states, read_run_card
+from training.checkpoints.random_states import random_states, restore_random_states
+from training.checkpoints.store import CheckpointStore
 from training.checkpoints.weights import read_weights
 from training.engine import DivergedError
 from utils.errors import CheckpointError

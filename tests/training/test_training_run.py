@@ -22,7 +22,7 @@ from model.checkpoints import load_any
 from model.presets import build
 from tests.targets import read_target
 from tests.training.conftest import small_config
-from training.checkpoints.store import read_run_card
+from training.checkpoints.files import read_run_card
 from training.checkpoints.weights import plain_name, read_weights
 from training.export import export
 from training.export import parse_arguments as parse_export

@@ -39,14 +39,10 @@ from training.checkpoints.files import (
 )
 from training.checkpoints.provenance import TENSOR
 from training.checkpoints.random_states import random_states, restore_random_states
+from training.checkpoints.weights import fit_weights, plain_name
 from utils.errors import CheckpointError, ConfigError, MoraError, Problems
 from utils.files import atomic_write, recover_directory, replace_directory, write_json
 from utils.processes import World, agree, barrier, gather_objects, raise_together
-
-__all__ = [
-    "RUN_CARD", "CheckpointStore", "check_digests", "check_states", "load_states", "random_states", "read_run_card",
-    "restore_random_states", "tag_folder",
-]  # fmt: skip
 
 ROLLING_NAME = "ckpt_model"
 
@@ -91,23 +87,19 @@ def load_trained_weights(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> 
     Raises:
         CheckpointError: a trained tensor is missing, one is unknown, or shapes differ; all are named.
     """
-    src = {name: value for name, value in src.items() if name != TENSOR}  # compared before; this run writes its own
-    own = dst.state_dict()
-    trained = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
-    missing = sorted(trained - set(src))
-    unexpected = sorted(set(src) - set(own))
-    shapes = [
-        f"{name} {tuple(src[name].shape)} for {tuple(own[name].shape)}"
-        for name in src
-        if name in own and src[name].shape != own[name].shape
-    ]
+    # What they belong to was compared before; this run writes its own.
+    src = {plain_name(name): value for name, value in src.items() if name != TENSOR}
+    report = fit_weights(dst, src, "the checkpoint")
+    trained = {plain_name(name) for name, parameter in dst.named_parameters() if parameter.requires_grad}
+    missing = sorted(trained & set(report.missing))
+    unexpected = sorted(report.unexpected)
+    shapes = [f"{name} {found} for {wanted}" for name, (found, wanted) in sorted(report.mismatched.items())]
     if missing or unexpected or shapes:
         raise CheckpointError(
             "the checkpoint does not fit this model: "
             f"missing {missing or 'none'}; unexpected {unexpected or 'none'}; other shapes {shapes or 'none'}. "
             "Use the flags the run was started with (they are in the checkpoint's run.json)"
         )
-    dst.load_state_dict(src, strict=False)
 
 
 class CheckpointStore:

@@ -21,8 +21,8 @@ from model.checkpoints import LoadReport, read_config, read_state_dict, rename_p
 from model.config import MoraConfig
 from model.mora import MoraModel
 from training.checkpoints.digests import check_digests
+from training.checkpoints.files import check_states, read_run_card, tag_folder
 from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences, network_of
-from training.checkpoints.store import check_states, read_run_card, tag_folder
 from utils.errors import CheckpointError
 from utils.tensors import require_finite
 
