@@ -109,11 +109,12 @@ class SampleProcessor:
         indices = [int(index) for index in sample.frame_indices]
         read = {index: read_frame(paths[index]) for index in dict.fromkeys(indices)}
         first = indices[0]
+        height, width = read[first].shape[:2]
         for index, frame in read.items():
-            if frame.shape != read[first].shape:
+            if frame.shape[:2] != (height, width):
                 raise DataError(
-                    f"{paths[index]} is {_size(frame)}, but {paths[first]} of the same clip is {_size(read[first])} "
-                    "(height x width); extract the clip's frames at one size"
+                    f"{paths[index]} is {frame.shape[0]} x {frame.shape[1]}, but {paths[first]} of the same clip is "
+                    f"{height} x {width} (height x width); extract the clip's frames at one size"
                 )
         return [read[index] for index in indices]
 
@@ -134,7 +135,7 @@ class SampleProcessor:
         tube = np.zeros((len(positions), *size), dtype=np.uint8)
         for row, position in enumerate(positions):
             if inside[position]:
-                tube[row] = self._read_mask(sample, question, int(sample.frame_indices[position]), size)
+                tube[row] = sample.record.read_object_mask(question, int(sample.frame_indices[position]))
         num_seg = int((input_ids == self._seg_id).sum())
         return QuestionTensors(
             input_ids=input_ids,
@@ -150,26 +151,6 @@ class SampleProcessor:
         if 0 < self.mask_frames < len(allowed):
             allowed = np.sort(rng.choice(allowed, size=self.mask_frames, replace=False))
         return allowed.astype(np.int64)
-
-    def _read_mask(self, sample: VideoSample, question: Question, index: int, size: tuple[int, int]) -> np.ndarray:
-        """bool [H, W]: the question's objects on a frame of the clip.
-
-        Raises:
-            DataError: the mask is not as large as the frame.
-        """
-        mask = sample.record.read_object_mask(question, index)
-        if mask.shape != size:
-            raise DataError(
-                f"{sample.record.frame_paths[index]} is {size[0]} x {size[1]}, but its mask for {sample.record.corpus} "
-                f"video {sample.record.video_id} query {question.query_id} is {_size(mask)} (height x width); "
-                "extract frames and masks at one size"
-            )
-        return mask
-
-
-def _size(array: np.ndarray) -> str:
-    """Height and width of an image or mask, for messages."""
-    return f"{array.shape[0]} x {array.shape[1]}"
 
 
 def collate(videos: Sequence[VideoTensors]) -> MoraBatch:
