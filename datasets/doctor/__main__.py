@@ -90,12 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     write_any_text()
     arguments = build_parser().parse_args(argv)
-    options = Options(
-        tuple(arguments.split) if arguments.split else None,
-        tuple(arguments.video) if arguments.video else None,
-        arguments.limit,
-        arguments.fast,
-    )
+    options = Options(arguments.split, arguments.video, arguments.limit, arguments.fast)
     sheet = arguments.sheet or Path(f"doctor_{name_of(arguments.corpus)}.png")
     try:
         _check_outputs(arguments.json, sheet if arguments.draw else None)

@@ -132,13 +132,13 @@ class DriftProbe:
 
     def verdict(self) -> Drift:
         """What the whole clip says; if it says nothing worrying, what its halves say."""
-        whole = _judge(self._edges, self._motion)
+        whole = judge(self._edges, self._motion)
         if whole.status == "suspect":
             return whole
         middle = self._time / 2
         for early in (True, False):
             parts = [[row for row in rows if (row[0] < middle) == early] for rows in (self._edges, self._motion)]
-            half = _judge(*parts)
+            half = judge(*parts)
             if half.status == "suspect":
                 return half
         return whole
@@ -208,7 +208,7 @@ def _peak(rows: list[tuple[int, np.ndarray]]) -> Peak | None:
     return Peak(int(_SHIFTS[best]), gain, z, float((wins > 0).mean()), len(rows))
 
 
-def _judge(edges: list[tuple[int, np.ndarray]], motion: list[tuple[int, np.ndarray]]) -> Drift:
+def judge(edges: list[tuple[int, np.ndarray]], motion: list[tuple[int, np.ndarray]]) -> Drift:
     """Both clues must peak at one shift and be clear together; edges alone must be clearer still."""
     first, second = _peak(edges), _peak(motion)
     if first is None:

@@ -33,8 +33,8 @@ class Options:
         fast: headers and names only.
     """
 
-    splits: tuple[str, ...] | None = None
-    videos: tuple[str, ...] | None = None
+    splits: Sequence[str] | None = None
+    videos: Sequence[str] | None = None
     limit: int | None = None
     fast: bool = False
 

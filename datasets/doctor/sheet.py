@@ -101,7 +101,7 @@ def _pairs(finding: Finding) -> tuple[list[np.ndarray], list[str]]:
     cells, words = [], []
     for picture in finding.pictures:
         for mask, what in ((picture.mask, "mask as filed"), (picture.fitting, "mask that fits")):
-            cells.append(draw(dataclasses.replace(picture, mask=mask), around=_region(picture), alpha=0.0))
+            cells.append(draw(dataclasses.replace(picture, mask=mask), around=moving_region(picture), alpha=0.0))
             words.append(f"{picture.note}: {what}")
     return cells, words
 
@@ -120,7 +120,7 @@ def _caption(finding: Finding, picture: Picture) -> str:
     return f"{_head(finding)}\n{finding.place}, {picture.note}\n{_short(finding.message, 140)}"
 
 
-def _region(picture: Picture) -> tuple[slice, slice] | None:
+def moving_region(picture: Picture) -> tuple[slice, slice] | None:
     """Rows and columns around the object whose two masks differ most, in the frame's proportions."""
     filed, fitting = _ids(picture.mask), _ids(picture.fitting)
     if filed is None or fitting is None or filed.shape != fitting.shape:

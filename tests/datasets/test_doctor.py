@@ -19,7 +19,7 @@ from datasets.doctor.examination import Options
 from datasets.doctor.findings import GROUPS, KINDS, SEVERITIES, Finding, Findings, Picture
 from datasets.doctor.report import as_json, as_text
 from datasets.doctor.run import examine_corpus
-from datasets.doctor.sheet import _region, draw, draw_sheet, worst
+from datasets.doctor.sheet import draw, draw_sheet, moving_region, worst
 from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from utils.errors import DataError
 from utils.masks import read_id_mask, write_id_mask
@@ -277,8 +277,8 @@ def test_a_drift_suspect_is_cut_to_the_object_that_moves(tmp_path):
     filed[40:50, 100:112], fitting[43:53, 106:118] = 2, 2
     for name, ids in (("filed", filed), ("fitting", fitting)):
         write_id_mask(tmp_path / f"{name}.png", ids)
-    rows, columns = _region(Picture(tmp_path / "no.jpg", tmp_path / "filed.png", tmp_path / "fitting.png"))
+    rows, columns = moving_region(Picture(tmp_path / "no.jpg", tmp_path / "filed.png", tmp_path / "fitting.png"))
     assert rows.start <= 40 and rows.stop >= 53 and columns.start <= 100 and columns.stop >= 118
     assert rows.stop - rows.start < 90 / 2
     assert abs((columns.stop - columns.start) / (rows.stop - rows.start) - 160 / 90) < 0.1
-    assert _region(Picture(tmp_path / "no.jpg", tmp_path / "filed.png", tmp_path / "filed.png")) is None
+    assert moving_region(Picture(tmp_path / "no.jpg", tmp_path / "filed.png", tmp_path / "filed.png")) is None

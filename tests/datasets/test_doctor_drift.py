@@ -104,7 +104,7 @@ def curves(shift, height=0.5, count=12):
     ],
 )
 def test_both_clues_must_agree(edges, motion, verdict):
-    judged = drift._judge(edges, motion)
+    judged = drift.judge(edges, motion)
     assert (judged.status, judged.shift) == verdict
 
 
