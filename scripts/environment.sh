@@ -1,5 +1,6 @@
-# Sourced by demo.sh and test.sh: makes .venv, installs what a requirements file lists, sets the variables that make
-# small models fast on a CPU. Usage: source scripts/environment.sh requirements.txt
+# Sourced by demo.sh and test.sh: makes .venv, installs what a requirements file lists, in the versions of
+# constraints.txt, and sets the variables that make small models fast on a CPU.
+# Usage: source scripts/environment.sh requirements.txt
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -31,10 +32,10 @@ fi
 
 # Installed once per content of the requirements files: an unchanged file costs nothing on the next run.
 stamp=".venv/.installed-$(basename "$requirements" .txt)"
-wanted="$(cat requirements.txt "$requirements" | cksum)"
+wanted="$(cat requirements.txt "$requirements" constraints.txt | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
   echo "== installing $requirements"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" -c constraints.txt
   echo "$wanted" > "$stamp"
 fi
 
