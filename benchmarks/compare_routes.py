@@ -18,7 +18,7 @@ from benchmarks.official_davis import official_clip
 from benchmarks.stages import Stages, peak_bytes, reset_peak
 from benchmarks.workload import FULL_TEST, Bench
 from datasets.sample import Question, VideoRecord
-from evaluation.engine.predictor import MoraPredictor
+from evaluation.engine import MoraPredictor
 from evaluation.records import read_record
 from model import answering
 from utils.masks import decode_rle

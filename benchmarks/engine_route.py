@@ -15,12 +15,9 @@ from benchmarks.stages import FrameCounter, Stages, peak_bytes, reset_peak
 from benchmarks.workload import Bench
 from datasets.sample import VideoRecord
 from evaluation.benchmark import find_benchmark
-from evaluation.engine.jobs import VideoJob
-from evaluation.engine.predict import Options, predict_corpus
-from evaluation.engine.predictor import MoraPredictor
+from evaluation.engine import MoraPredictor, Options, VideoJob, predict_corpus
 from evaluation.records import open_run, write_record
-from evaluation.scoring.pool import ScoringPool
-from evaluation.scoring.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
+from evaluation.scoring import POOL_PIXELS, ScoringPool, pixels_to_score, score_corpus, score_video
 from model import answering
 from utils.batch import IMAGE_TOKEN_INDEX
 

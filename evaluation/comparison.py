@@ -12,8 +12,7 @@ import numpy as np
 from evaluation.benchmark import Benchmark, Measure, benchmark_of, find_benchmark
 from evaluation.outputs import read_whole, reading_results
 from evaluation.protocol import Protocol
-from evaluation.scoring.statistics import METHOD, VideoBootstrap
-from evaluation.scoring.summary import row_values, split_table
+from evaluation.scoring import METHOD, VideoBootstrap, row_values, split_table
 from utils.errors import ConfigError, DataError, Problems
 
 COMPARISON_FORMAT = "mora-comparison-1"

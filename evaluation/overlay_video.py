@@ -29,7 +29,7 @@ from evaluation.outputs import PICTURE_MARK, note_foreign_file
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
 from evaluation.report import add_run_flags, read_evaluation
-from evaluation.scoring.truth import ClipTruth, Truth, question_window
+from evaluation.scoring import ClipTruth, Truth, question_window
 from utils.drawing import TRUTH_COLOUR, contact_sheet, draw_overlay, grey, text_strip, time_curve, write_png
 from utils.errors import ConfigError, DataError, MoraError, Problems, write_any_text
 from utils.masks import decode_rle

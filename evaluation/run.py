@@ -15,24 +15,19 @@ import torch
 
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from evaluation.benchmark import DEFAULT, Benchmark, find_benchmark
-from evaluation.engine.ending import ending_on_sigterm
-from evaluation.engine.predict import Options, forget_failures, predict_corpus, question_states
-from evaluation.engine.predictor import MoraPredictor
-from evaluation.engine.selection import Selected, select
-from evaluation.engine.shards import share_of
+from evaluation.engine import MoraPredictor, Options, forget_failures, predict_corpus, question_states
 from evaluation.protocol import Protocol
 from evaluation.records import open_run, read_run
 from evaluation.report import format_report, write_report_page, write_results
-from evaluation.scoring.pool import ScoringPool
-from evaluation.scoring.score import POOL_PIXELS, pixels_to_score, score_corpus, score_video
-from evaluation.scoring.summary import summarise
+from evaluation.scoring import POOL_PIXELS, ScoringPool, pixels_to_score, score_corpus, score_video, summarise
 from evaluation.settings import EvaluatedModel, EvaluationSettings, RunSettings, protocol_of
+from evaluation.shards import Selected, select, share_of
 from model.checkpoints import load_any, read_config, require_own_tokenizer
 from model.mora import MoraModel
 from model.settings import ComputeSettings
 from utils.errors import CheckpointError, ConfigError, TokenizerError
 from utils.hub import resolve_folder
-from utils.processes import gpu_of, share_threads
+from utils.processes import ending_on_sigterm, gpu_of, share_threads
 from utils.tensors import tensors_digest
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from evaluation.benchmark import BENCHMARKS, DEFAULT, find_benchmark
-from evaluation.engine.shards import Shard, find_shard
 from evaluation.outputs import FILES, note_foreign_file, note_foreign_folder, note_own_place, reading_results
 from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import read_run
 from evaluation.report import LIMIT as PICTURES
+from evaluation.shards import Shard, find_shard
 from model.settings import ComputeSettings, ModelSettings
 from utils.errors import ConfigError, DataError, Problems
 from utils.files import unusable_folder

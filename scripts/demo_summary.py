@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation.benchmark import OVERALL, benchmark_of
 from evaluation.outputs import note_foreign_file, read_whole, reading_results
-from evaluation.scoring.summary import best_baseline
+from evaluation.scoring import best_baseline
 from utils.errors import ConfigError, MoraError, Problems, write_any_text
 from utils.files import atomic_write
 from utils.paths import user_path

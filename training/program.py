@@ -7,9 +7,8 @@ import contextlib
 import io
 from collections.abc import Callable
 
-from evaluation.engine.ending import ending_on_sigterm
 from utils.errors import MoraError, write_any_text
-from utils.processes import as_lost_peer, barrier, say_last_words, stop_world
+from utils.processes import as_lost_peer, barrier, ending_on_sigterm, say_last_words, stop_world
 
 GOODBYE = "ended before its time; checkpoints are whole, and the same command goes on from the last one"
 

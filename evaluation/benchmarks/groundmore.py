@@ -12,8 +12,7 @@ from evaluation.benchmark import Benchmark, Measure
 from evaluation.metrics import temporal_iou
 from evaluation.protocol import Protocol
 from evaluation.records import Record
-from evaluation.scoring.masks import MASKS, MEANS, ROWS, Row, means, score_masks
-from evaluation.scoring.truth import Truth
+from evaluation.scoring import MASKS, MEANS, ROWS, Row, Truth, means, score_masks
 
 MEASURES = (
     *MEANS,

@@ -13,8 +13,7 @@ from datasets.sample import Question
 from evaluation.benchmark import Benchmark, Measure
 from evaluation.protocol import Protocol
 from evaluation.records import Record
-from evaluation.scoring.masks import MASKS, MEANS, ROWS, Row, means, score_masks
-from evaluation.scoring.truth import Truth
+from evaluation.scoring import MASKS, MEANS, ROWS, Row, Truth, means, score_masks
 
 N_ACCURACY = Measure(
     "n_accuracy",

@@ -32,11 +32,10 @@ from evaluation.engine.memory import (
     warn_once,
     with_fewer_frames,
 )
-from evaluation.engine.prefetch import prefetch
-from evaluation.engine.selection import Selected
-from evaluation.engine.writer import Behind
+from evaluation.engine.pipeline import Behind, prefetch
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path, write_record
+from evaluation.shards import Selected
 from utils.errors import DataError, MoraError, one_line
 
 logger = logging.getLogger(__name__)

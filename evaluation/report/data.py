@@ -15,7 +15,7 @@ from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record
 from evaluation.report.failures import Verdict, judge, names
 from evaluation.report.media import SMALL_SIDE, frame_share, outline, outline_grid, thumbnail
-from evaluation.scoring.truth import Truth, question_window
+from evaluation.scoring import Truth, question_window
 from utils.errors import DataError
 from utils.masks import decode_rle
 from utils.video import frame_size

@@ -22,7 +22,7 @@ from evaluation.protocol import Protocol
 from evaluation.report.data import gallery_data
 from evaluation.report.failures import breakdown
 from evaluation.report.text import count_sentences
-from evaluation.scoring.summary import best_baseline
+from evaluation.scoring import best_baseline
 from utils.files import atomic_write
 
 ASSETS = Path(__file__).with_name("assets")

@@ -10,7 +10,7 @@ from datasets.sample import VideoRecord
 from evaluation.benchmark import benchmark_of
 from evaluation.outputs import SCORE_AGAIN, read_whole, reading_results
 from evaluation.protocol import Protocol
-from evaluation.scoring.summary import SUMMARY_FORMAT
+from evaluation.scoring import SUMMARY_FORMAT
 from utils.errors import DataError
 from utils.paths import user_path
 

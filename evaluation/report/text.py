@@ -8,7 +8,7 @@ from pathlib import Path
 from evaluation.benchmark import OVERALL, Measure, benchmark_of
 from evaluation.outputs import write_digests
 from evaluation.protocol import Protocol
-from evaluation.scoring.summary import best_baseline
+from evaluation.scoring import best_baseline
 from utils.errors import one_line
 from utils.files import atomic_write, write_json
 

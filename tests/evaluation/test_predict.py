@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from evaluation.engine.predict import predict_corpus
-from evaluation.engine.selection import select
 from evaluation.protocol import make_protocol
 from evaluation.records import Record, fingerprint, open_run, read_record, record_path, write_record
+from evaluation.shards import select
 from tests.targets import read_target
 from utils.errors import ConfigError, DataError
 from utils.masks import decode_rle

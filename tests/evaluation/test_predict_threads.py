@@ -12,14 +12,13 @@ from concurrent.futures import BrokenExecutor
 
 import pytest
 
-from evaluation.engine.ending import Terminated, ending_on_sigterm
+from evaluation.engine.pipeline import Behind, prefetch
 from evaluation.engine.predict import Options, predict_corpus
-from evaluation.engine.prefetch import prefetch
-from evaluation.engine.writer import Behind
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run
 from evaluation.scoring.pool import ScoringPool
 from tests.targets import read_target
+from utils.processes.ending import Terminated, ending_on_sigterm
 
 PROTOCOL = make_protocol(num_frames=8)
 

@@ -9,10 +9,10 @@ import pytest
 
 from evaluate_groundmore import main
 from evaluation.engine.predict import Options, predict_corpus
-from evaluation.engine.shards import find_shard
 from evaluation.protocol import Protocol, make_protocol
 from evaluation.records import fingerprint, open_run, read_record, read_run, record_path, write_record
 from evaluation.scoring.score import score_corpus
+from evaluation.shards import find_shard
 from tests.targets import read_target
 from utils.errors import ConfigError, DataError
 from utils.files import read_json, write_json

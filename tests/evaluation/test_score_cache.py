@@ -17,12 +17,12 @@ from datasets.corpora.groundmore import GroundMoRe
 from evaluation.benchmark import BENCHMARKS
 from evaluation.benchmarks import groundmore
 from evaluation.engine.predict import predict_corpus
-from evaluation.engine.selection import select
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record, scores_path, write_record
 from evaluation.scoring import score as module
 from evaluation.scoring.pool import ScoringPool
 from evaluation.scoring.score import score_corpus
+from evaluation.shards import select
 from evaluation.sources import source_files, sources_digest
 from tests.targets import read_target
 

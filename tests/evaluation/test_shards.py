@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.engine.selection import select
-from evaluation.engine.shards import Shard, find_shard, share_of
 from evaluation.protocol import make_protocol
+from evaluation.shards import Shard, find_shard, select, share_of
 from utils.errors import ConfigError
 from utils.processes import gpu_of
 

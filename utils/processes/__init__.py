@@ -18,10 +18,11 @@ from utils.processes.distributed import (
     start_world,
     stop_world,
 )
+from utils.processes.ending import ending_on_sigterm
 from utils.processes.locks import LockedError, hold
 
 __all__ = [
     "Launch", "LockedError", "World", "agree", "as_lost_peer", "barrier", "cores_per_process",
-    "find_launch", "gather_objects", "gpu_of", "hold", "mean_over_processes", "raise_together", "read_integer",
-    "say_last_words", "share_threads", "start_world", "stop_world",
+    "ending_on_sigterm", "find_launch", "gather_objects", "gpu_of", "hold", "mean_over_processes", "raise_together",
+    "read_integer", "say_last_words", "share_threads", "start_world", "stop_world",
 ]  # fmt: skip
