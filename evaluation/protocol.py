@@ -6,65 +6,29 @@ What each field means, and what each choice is worth, is told in docs/evaluation
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from datasets.sampling import linspace_truncated, uniform_frames
 from utils.errors import ConfigError, Problems
 
-CHOICES: dict[str, tuple[str | float, ...]] = {
-    "frame_order": ("numeric",),
-    "frame_sampling": ("uniform", "linspace_truncated", "every"),
-    "repeated_frames": ("counted",),
-    "frame_control": ("none", "repeat_first", "shuffle"),
-    "prompt": ("groundmore", "referring"),
-    "answer_mode": ("generate", "forced"),
-    "decoding": ("greedy",),
-    "mask_resize": ("bilinear_logits",),
-    "several_seg": ("union",),
-    "missing_mask": ("empty",),
-    "missing_loc": ("unrefined",),
-    "window": ("clipped", "unclipped"),
-    "truth_objects": ("union",),
-    "truth_ids": ("raw",),
-    "missing_mask_file": ("empty",),
-    "absent_object": ("failed",),
-    "void_pixels": ("none",),
-    "mask_size": ("original",),
-    "boundary_tolerance": (0.008,),
-    "boundary_match": ("euclidean_disk",),
-    "both_empty": ("one",),
-    "failed_question": ("zero",),
-    "missing_prediction": ("failed",),
-    "aggregation": ("questions", "videos"),
-}
-"""Allowed values of the fields of :class:`Protocol` that are choices. One value: stated, not selectable."""
-
 _KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
-SCORING_FIELDS = (
-    "name",
-    "repeated_frames",
-    "loc_refine",
-    "loc_threshold",
-    "missing_loc",
-    "window",
-    "truth_objects",
-    "truth_ids",
-    "missing_mask_file",
-    "absent_object",
-    "void_pixels",
-    "mask_size",
-    "boundary_tolerance",
-    "boundary_match",
-    "both_empty",
-    "failed_question",
-    "missing_prediction",
-    "aggregation",
-)
-"""Fields that change scores but not predictions: records made under other values of these can be scored again."""
+
+SCORED = {"scored": True}
+"""Of a field that changes scores but not predictions: records made under another value of it can be scored again."""
+
+
+def _chosen(default: str | float, *others: str, **about: bool) -> Any:
+    """A field that is a choice; without others it is stated, not selectable."""
+    return field(default=default, metadata={"choices": (default, *others), **about})
+
+
+_scored = functools.partial(_chosen, **SCORED)
 
 
 @dataclass(frozen=True)
@@ -117,54 +81,54 @@ class Protocol:
             "videos": the mean over videos of the mean over each one's questions (of the cell's type).
     """
 
-    name: str = "groundmore"
+    name: str = field(default="groundmore", metadata=SCORED)
     num_frames: int = 20
-    frame_order: str = "numeric"
-    frame_sampling: str = "uniform"
-    repeated_frames: str = "counted"
-    frame_control: str = "none"
-    prompt: str = "groundmore"
-    answer_mode: str = "generate"
-    decoding: str = "greedy"
+    frame_order: str = _chosen("numeric")
+    frame_sampling: str = _chosen("uniform", "linspace_truncated", "every")
+    repeated_frames: str = _scored("counted")
+    frame_control: str = _chosen("none", "repeat_first", "shuffle")
+    prompt: str = _chosen("groundmore", "referring")
+    answer_mode: str = _chosen("generate", "forced")
+    decoding: str = _chosen("greedy")
     max_new_tokens: int = 32
     force_seg_token: bool = False
     force_loc_token: bool = False
     seg_only: bool = False
-    mask_resize: str = "bilinear_logits"
+    mask_resize: str = _chosen("bilinear_logits")
     mask_threshold: float = 0.0
-    several_seg: str = "union"
-    missing_mask: str = "empty"
-    loc_refine: bool = False
-    loc_threshold: float = 0.5
-    missing_loc: str = "unrefined"
-    window: str = "clipped"
-    truth_objects: str = "union"
-    truth_ids: str = "raw"
-    missing_mask_file: str = "empty"
-    absent_object: str = "failed"
-    void_pixels: str = "none"
-    mask_size: str = "original"
-    boundary_tolerance: float = 0.008
-    boundary_match: str = "euclidean_disk"
-    both_empty: str = "one"
-    failed_question: str = "zero"
-    missing_prediction: str = "failed"
-    aggregation: str = "questions"
+    several_seg: str = _chosen("union")
+    missing_mask: str = _chosen("empty")
+    loc_refine: bool = field(default=False, metadata=SCORED)
+    loc_threshold: float = field(default=0.5, metadata=SCORED)
+    missing_loc: str = _scored("unrefined")
+    window: str = _scored("clipped", "unclipped")
+    truth_objects: str = _scored("union")
+    truth_ids: str = _scored("raw")
+    missing_mask_file: str = _scored("empty")
+    absent_object: str = _scored("failed")
+    void_pixels: str = _scored("none")
+    mask_size: str = _scored("original")
+    boundary_tolerance: float = _scored(0.008)
+    boundary_match: str = _scored("euclidean_disk")
+    both_empty: str = _scored("one")
+    failed_question: str = _scored("zero")
+    missing_prediction: str = _scored("failed")
+    aggregation: str = _scored("questions", "videos")
 
     def __post_init__(self) -> None:
         problems = Problems()
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
+        for each in dataclasses.fields(self):
+            value, kind = getattr(self, each.name), type(each.default)
             fits = type(value) is kind or (kind is float and type(value) is int)
             if not fits:
-                problems.add(field.name, f"{value!r} is not a {_KINDS[kind]}")
+                problems.add(each.name, f"{value!r} is not a {_KINDS[kind]}")
         problems.raise_if_any(ConfigError, "the evaluation protocol cannot be used")
-        for field, allowed in CHOICES.items():
-            if getattr(self, field) not in allowed:
-                problems.add(field, f"{getattr(self, field)!r} is not one of {', '.join(map(str, allowed))}")
-        for field in ("num_frames", "max_new_tokens"):
-            if getattr(self, field) < 1:
-                problems.add(field, f"must be at least 1, got {getattr(self, field)}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                problems.add(name, f"{getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+        for name in ("num_frames", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                problems.add(name, f"must be at least 1, got {getattr(self, name)}")
         if not math.isfinite(self.mask_threshold):
             problems.add("mask_threshold", f"a finite number is needed, got {self.mask_threshold}")
         if not 0.0 <= self.loc_threshold <= 1.0:
@@ -200,12 +164,19 @@ class Protocol:
         return lines
 
 
+CHOICES: dict[str, tuple[str | float, ...]] = {
+    each.name: each.metadata["choices"] for each in dataclasses.fields(Protocol) if "choices" in each.metadata
+}
+"""Allowed values of the fields that are choices."""
+
+SCORING_FIELDS = tuple(each.name for each in dataclasses.fields(Protocol) if "scored" in each.metadata)
+
 PRESETS: dict[str, dict] = {
     "groundmore": {},
     "groundmore_2025": {"frame_sampling": "linspace_truncated", "window": "unclipped"},
     "mevis": {"frame_sampling": "every", "prompt": "referring"},
 }
-"""Named starting points: the corrected protocol, and the arithmetic of the evaluator published in 2025."""
+"""Named starting points: the corrected protocol, the arithmetic of the evaluator published in 2025, MeViS."""
 
 
 def make_protocol(name: str = "groundmore", **overrides) -> Protocol:
