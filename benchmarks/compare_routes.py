@@ -129,7 +129,7 @@ def compare_answers(
         if record.loc_probs is not None and answer.loc_probs is not None:
             loc.append(float(np.abs(np.array(record.loc_probs) - answer.loc_probs).max()))
         row = by_question[video.video_id, query.query_id]["rows"]["no_refinement"]
-        truth, where = ground_truth(bench, video, query), record.listed_positions()
+        truth, where = ground_truth(bench, video, query), np.unique(record.listed_frames, return_inverse=True)[1]
         for found, theirs in ((own_metric, masks), (other_metric, answer.masks)):
             means = [float(values[where].mean()) for values in official_clip(truth, theirs)]
             found += [abs(row["J"] - means[0]), abs(row["F"] - means[1])]

@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-
 from datasets.sample import Question, VideoRecord
 from evaluation.outputs import RECORD_MARK, is_written_here
 from utils.errors import ConfigError, DataError
@@ -81,10 +79,6 @@ class Record:
     def ok(self) -> bool:
         """Whether there is a prediction."""
         return self.status == "ok"
-
-    def listed_positions(self) -> np.ndarray:
-        """int64 [num_frames]: position in ``frame_indices`` of every listed frame."""
-        return np.searchsorted(np.asarray(self.frame_indices), np.asarray(self.listed_frames))
 
 
 def record_path(output_dir: str | Path, video_id: str, query_id: str) -> Path:

@@ -6,6 +6,7 @@ of every question are joined from them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,24 +100,23 @@ class ClipTruth:
 
     def __init__(self, video: VideoRecord, frame_indices: np.ndarray, protocol: Protocol):
         self.video, self.frame_indices, self.protocol = video, frame_indices, protocol
-        self._pieces: list[Pieces] | None = None
+        # By object ids where each question's masks are given, else under None.
+        self._pieces: dict[tuple[int, ...] | None, list[Pieces]] = {}
 
     def __call__(self, question: Question) -> Truth:
         reader = self.video.read_object_mask
         files = getattr(reader, "mask_paths", None)
-        if files is None:
-            pieces = [Pieces.of(reader(question, int(index))) for index in self.frame_indices]
-            objects = [frame.mask((1,)) for frame in pieces]
-        else:
-            if self._pieces is None:
-                self._pieces = [Pieces.of(reader.ids(int(index))) for index in self.frame_indices]
-            pieces = self._pieces
+        shared, ids = (question.object_ids, (1,)) if files is None else (None, question.object_ids)
+        if shared not in self._pieces:
+            read = functools.partial(reader, question) if files is None else reader.ids
+            self._pieces[shared] = [Pieces.of(read(int(index))) for index in self.frame_indices]
+        if files is not None:
             reader.require_present(question)
-            objects = [frame.mask(question.object_ids) for frame in pieces]
+        pieces = self._pieces[shared]
         self._check_sizes(pieces)
         return Truth(
             size=pieces[0].size,
-            objects=objects,
+            objects=[frame.mask(ids) for frame in pieces],
             in_window=question_window(question, self.frame_indices, self.protocol),
             has_file=np.array([files is None or files[index] is not None for index in self.frame_indices]),
             pieces=None if files is None else pieces,

@@ -65,7 +65,7 @@ def test_a_listed_frame_of_a_short_clip_is_predicted_once(corpus, dummy_predicto
     run(corpus, dummy_predictor(corpus, protocol, perfect), tmp_path, protocol)
     record = read_record(tmp_path, "beta_0110_0114", "b")
     assert record.frame_indices == list(range(24)) and len(record.listed_frames) == 40
-    assert np.array_equal(np.array(record.frame_indices)[record.listed_positions()], record.listed_frames)
+    assert record.frame_indices == sorted(set(record.listed_frames))
 
 
 class Killed(BaseException):
