@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
@@ -40,28 +40,24 @@ def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
     Raises:
         ConfigError: a pattern that matches no parameter, with the closest names there are.
     """
-    patterns: list[str] = []
-    unmatched: list[str] = []
-    for part in filter(None, (part.strip() for part in spec.split("||"))):
-        if part == "default":
-            patterns += _default_patterns(model)
-        else:
-            pattern = "*" if part == "all" else part
-            patterns.append(pattern)
-            if not _matching(model, [pattern]):
-                unmatched.append(part)
-    if unmatched or not patterns:
+    parts = [part.strip() for part in spec.split("||") if part.strip()]
+    found = {
+        part: _matching(model, _default_patterns(model) if part == "default" else ["*" if part == "all" else part])
+        for part in parts
+    }
+    unmatched = [part for part in parts if not found[part]]
+    if unmatched or not parts:
         what = f"no parameter matches {', '.join(map(repr, unmatched))}" if unmatched else "it names nothing"
         raise ConfigError(f"--trainable {spec!r}: {what}; {_closest(model, unmatched)}")
-    chosen = set(_matching(model, patterns))
+    chosen = set().union(*found.values())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _matching(model: MoraModel, patterns: Iterable[str]) -> list[str]:
+def _matching(model: MoraModel, patterns: Sequence[str]) -> list[str]:
     """Names of parameters any pattern matches; never the segmenter's constants."""
-    patterns, constants = list(patterns), {f"sam.{name}" for name in model.sam.constants}
+    constants = {f"sam.{name}" for name in model.sam.constants}
     return [
         name
         for name, parameter in model.named_parameters()

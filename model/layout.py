@@ -70,7 +70,6 @@ class Layout:
         ids: int64 [B, L]; ``FILLER_ID`` under visual tokens and in padding.
         position_ids: int64 [B, L], or [A, B, L] for positions of A axes; None when counting from 0 is right.
         segments: int64 [B, L], 0 prefix, k for the k-th suffix, -1 padding; None when causality alone is enough.
-        visual_rows: the visual rows in the order in which they are laid.
         images: flat positions (row * L + column) of each row's visual tokens.
         prefix_lengths: P of each row, positions before any suffix.
         starts: column where each suffix of each row begins.
@@ -79,7 +78,6 @@ class Layout:
     ids: Tensor
     position_ids: Tensor | None
     segments: Tensor | None
-    visual_rows: list[int]
     images: list[list[int]]
     prefix_lengths: list[int]
     starts: list[list[int]]
@@ -198,7 +196,6 @@ def pack(
         ids=tensor(ids),
         position_ids=(axes if len(axes) > 1 else axes[0]).to(device) if packed or len(axes) > 1 else None,
         segments=tensor(segments) if packed else None,
-        visual_rows=[row.visual for row in rows if row.visual >= 0],
         images=[[number * width + column for column in columns] for number, (_, columns) in enumerate(prefixes)],
         prefix_lengths=lengths,
         starts=starts,

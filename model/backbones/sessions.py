@@ -39,8 +39,8 @@ def read_rows(
     device = backbone.vocabulary[0].weight.device
     layout = pack(rows, device, backbone.positions)
     embeds, places, extras = backbone.embed(layout.ids), None, []
-    if layout.visual_rows:
-        laid = [visuals[index] for index in layout.visual_rows]
+    laid = [visuals[row.visual] for row in rows if row.visual >= 0]
+    if laid:
         places = torch.tensor(list(itertools.chain(*layout.images)), dtype=torch.long, device=device)
         tokens = torch.cat([visual.tokens[0] for visual in laid]).to(embeds.dtype)
         embeds = embeds.flatten(0, 1).index_copy(0, places, tokens).view_as(embeds)

@@ -13,7 +13,7 @@ def test_layout_of_two_rows():
     assert layout.ids.tolist() == [[1, 2, 0, 0, 0, 3, 4, 5], [7, 8, 9, 0, 0, 0, 0, 0]]
     assert layout.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 5], [0, 1, 2, 0, 0, 0, 0, 0]]
     assert layout.segments.tolist() == [[0, 0, 0, 0, 0, 1, 1, 2], [1, 1, 1, -1, -1, -1, -1, -1]]
-    assert layout.images == [[2, 3, 4], []] and layout.visual_rows == [0]
+    assert layout.images == [[2, 3, 4], []]
     assert layout.starts == [[5, 7], [0]] and layout.prefix_lengths == [5, 0]
 
 
@@ -59,7 +59,7 @@ def test_rows_of_several_images_and_axes():
     layout = pack(rows, positions_of=lambda pieces: axes if pieces else empty)
     assert after(axes) == 6 and after(empty) == 0
     assert layout.ids.tolist() == [[1, 0, 0, 8, 0, 0, 5, 6, 7], [9] + [0] * 8]
-    assert layout.images == [[1, 2, 4, 5], []] and layout.visual_rows == [1]
+    assert layout.images == [[1, 2, 4, 5], []]
     assert layout.position_ids.shape == (3, 2, 9)
     assert torch.equal(layout.position_ids[:, 0, :6], axes)
     assert layout.position_ids[:, 0, 6:].tolist() == [[6, 7, 6]] * 3 and not layout.position_ids[:, 1].any()
