@@ -22,10 +22,9 @@ from benchmarks.compare_routes import compare
 from benchmarks.eval_report import format_result
 from benchmarks.workload import CLIP_SIZES, Bench, make_config, open_tokenizer, random_model, write_clips
 from evaluation.protocol import make_protocol
+from model.settings import PRECISIONS
 from utils.errors import ConfigError, MoraError
 from utils.files import write_json
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 """Dense half-precision TFLOP/s by the maker's data sheets."""

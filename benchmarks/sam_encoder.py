@@ -38,6 +38,7 @@ from model.segmenters import (
     attend_folded,
     sam_config,
 )
+from model.settings import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,6 @@ PRESETS = {
     "vit_h": Preset({}, {"cpu": 1, "cuda": 20}),
 }
 """tiny: four layers of ViT-B on 512 pixels, for a CPU in a minute. vit_h is what LISA has."""
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_encoder(
@@ -160,7 +159,7 @@ def measure(args: argparse.Namespace, config: SamVisionConfig, state: dict[str, 
         One dict per step: ``step``, ``ms`` per picture, ``memory`` (peak bytes beyond the weights, CUDA only),
         ``largest`` and ``rms``, errors relative to the standard deviation of the float32 reference; or ``failure``.
     """
-    device, dtype = torch.device(args.device), DTYPES[args.dtype]
+    device, dtype = torch.device(args.device), PRECISIONS[args.dtype]
     sdpa = build_encoder(config, "sdpa", device, state).to(dtype)
     eager = build_encoder(config, "eager", device, state).to(dtype)
     side = sdpa.config.image_size
@@ -236,7 +235,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--sam", metavar="PATH", help="a SAM checkpoint to take weights and sizes from")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 on a GPU, else fp32")
+    parser.add_argument("--dtype", choices=PRECISIONS, help="default: bf16 on a GPU, else fp32")
     parser.add_argument("--batch", type=int, help="pictures per pass; default 20 on a GPU, else 1")
     parser.add_argument("--aspect", type=float, default=16 / 9, help="width by height of the pictures")
     parser.add_argument("--rounds", type=int, default=3)
@@ -273,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{flops / 1e12:.3f} TFLOP each as transformers computes them\n")
     print(format_rows(measure(args, config, state), flops, args.peak))
     if args.kernels:
-        print("\n" + measure_kernels(config, args.batch, device, DTYPES[args.dtype], args.peak))
+        print("\n" + measure_kernels(config, args.batch, device, PRECISIONS[args.dtype], args.peak))
 
 
 if __name__ == "__main__":

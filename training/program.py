@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 from collections.abc import Callable
+from typing import TypeVar
 
 from utils.errors import MoraError, write_any_text
 from utils.processes import as_lost_peer, barrier, ending_on_sigterm, say_last_words, stop_world
 
+S = TypeVar("S")
+
 GOODBYE = "ended before its time; checkpoints are whole, and the same command goes on from the last one"
 
 
-def run_program(parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], object]) -> int:
+def run_program(parse: Callable[[], S], work: Callable[[S], object]) -> int:
     """Parse the flags and work; what goes wrong is printed once, not by every process.
 
     Args:
@@ -45,7 +47,7 @@ def run_program(parse: Callable[[], argparse.Namespace], work: Callable[[argpars
         return 1
 
 
-def _parse_once(parse: Callable[[], argparse.Namespace]) -> argparse.Namespace:
+def _parse_once(parse: Callable[[], S]) -> S:
     """Parse; argparse's message about a wrong flag goes the way of all other messages."""
     said = io.StringIO()
     try:

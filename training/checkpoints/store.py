@@ -53,32 +53,14 @@ def kept_name(epoch: int) -> str:
 
 
 @contextmanager
-def _careful_loading(engine: Any) -> Iterator[None]:
-    """Let DeepSpeed's own reader go through :func:`load_states` (its own would unpickle anything)."""
-    storage = engine.checkpoint_engine
-    original = storage.load
-    storage.load = lambda path, map_location=None: load_states(path, map_location)
+def _replacing(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Another method in the place of ``owner.name``, within the block."""
+    original = getattr(owner, name)
+    setattr(owner, name, function)
     try:
         yield
     finally:
-        storage.load = original
-
-
-@contextmanager
-def _noting_writes(engine: Any) -> Iterator[list[Path]]:
-    """The files that DeepSpeed writes on this process within the block."""
-    storage = engine.checkpoint_engine
-    original, written = storage.save, []
-
-    def save(state_dict: Any, path: str) -> None:
-        original(state_dict, path)
-        written.append(Path(path))
-
-    storage.save = save
-    try:
-        yield written
-    finally:
-        storage.save = original
+        setattr(owner, name, original)
 
 
 def load_trained_weights(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
@@ -203,7 +185,14 @@ class CheckpointStore:
         error = self._make_empty(temporary)
         raise_together(error, CheckpointError, f"{self.folder}: cannot write checkpoints here")
         tag = f"global_step{card['step']}"
-        with _noting_writes(engine) as written:
+        storage, written = engine.checkpoint_engine, []
+        save = storage.save
+
+        def noting(state_dict: Any, path: str) -> None:
+            save(state_dict, path)
+            written.append(Path(path))
+
+        with _replacing(storage, "save", noting):
             try:
                 engine.save_checkpoint(str(temporary), tag=tag, save_latest=False, exclude_frozen_parameters=True)
             except (OSError, RuntimeError) as failure:  # torch reports a full disk as either
@@ -212,7 +201,10 @@ class CheckpointStore:
         digests: dict[str, Any] = {}
         if error is None:
             try:
-                written.append(self._write_random_states(temporary))
+                path = temporary / "rng" / f"rank_{self.world.rank:05d}.pt"
+                with atomic_write(path) as stream:
+                    torch.save(random_states(), stream)
+                written.append(path)
                 for path in written:
                     _flush(path)
                 digests = digest_files(temporary, written)
@@ -237,12 +229,6 @@ class CheckpointStore:
         finally:
             barrier()
         return None
-
-    def _write_random_states(self, folder: Path) -> Path:
-        path = folder / "rng" / f"rank_{self.world.rank:05d}.pt"
-        with atomic_write(path) as stream:
-            torch.save(random_states(), stream)
-        return path
 
     def _write_rest(self, folder: Path, tag: str, card: dict[str, Any], digests: dict[str, Any]) -> Exception | None:
         """What DeepSpeed does not write; digests come after all they are about, and ``latest`` comes last."""
@@ -310,7 +296,8 @@ class CheckpointStore:
         folder = Path(folder)
         card = self.verify(folder)
         states = load_states(folder / "rng" / f"rank_{self.world.rank:05d}.pt")
-        with _careful_loading(engine):
+        # DeepSpeed's own reader would unpickle anything.
+        with _replacing(engine.checkpoint_engine, "load", load_states):
             engine.load_checkpoint(
                 str(folder), tag=tag_folder(folder).name, load_module_strict=False, custom_load_fn=load_trained_weights
             )
