@@ -97,8 +97,12 @@ def reports(tasks: Iterable[ClipTask], workers: int) -> Iterator[ClipReport]:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    """In a function, since OpenCV's own has no module: to pickle it, all modules are searched for it and imported."""
+    cv2.setNumThreads(1)
 
 
 def _next(pool: ProcessPoolExecutor, waiting: deque[tuple[ClipTask, Future]], workers: int):

@@ -208,6 +208,11 @@ def _write_corpus(root: Path, plan: CorpusPlan, layout: Layout, workers: int) ->
     shutil.rmtree(_parts_folder(root, plan))
 
 
+def _use_one_thread() -> None:
+    """In a function, since OpenCV's own has no module: to pickle it, all modules are searched for it and imported."""
+    cv2.setNumThreads(1)
+
+
 def _write_chunks(tasks: list[tuple[Path, CorpusPlan, int]], workers: int) -> Iterator[int]:
     """Carry out tasks in any order, in this process or several; gives the number of videos of each.
 
@@ -217,7 +222,7 @@ def _write_chunks(tasks: list[tuple[Path, CorpusPlan, int]], workers: int) -> It
     if workers <= 1:
         yield from map(_write_chunk, tasks)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _use_one_thread)
     try:
         for done in as_completed([pool.submit(_write_chunk, task) for task in tasks]):
             yield done.result()
