@@ -6,7 +6,6 @@ Engine, records, shards, statistics and report read the row and know no benchmar
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,8 +146,11 @@ class Benchmark:
 
 DEFAULT = "groundmore"
 
-BENCHMARKS = {"groundmore": "groundmore", "mevis_valid_u": "mevis"}
-"""Name -> the module that holds its row as ``BENCHMARK``: a file in ``evaluation/benchmarks``, or a dotted name."""
+BENCHMARKS = {
+    "groundmore": "evaluation.benchmarks.groundmore:BENCHMARK",
+    "mevis_valid_u": "evaluation.benchmarks.mevis:BENCHMARK",
+}
+"""Name -> "module:name" of its row; the module is imported when the row is asked for."""
 
 
 def find_benchmark(name: str = DEFAULT) -> Benchmark:
@@ -159,8 +161,7 @@ def find_benchmark(name: str = DEFAULT) -> Benchmark:
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"--benchmark {name}: unknown; choose one of {', '.join(BENCHMARKS)}")
-    module = BENCHMARKS[name]
-    return importlib.import_module(module if "." in module else f"evaluation.benchmarks.{module}").BENCHMARK
+    return load(BENCHMARKS[name])
 
 
 def benchmark_of(summary: Mapping) -> Benchmark:

@@ -22,7 +22,7 @@ from evaluation.scoring.score import score_corpus
 from evaluation.scoring.summary import summarise
 from utils.errors import ConfigError, DataError
 
-STAND_INS = {name: f"tests.evaluation.stand_ins.{name}" for name in ("exact_answers", "point_in_mask")}
+STAND_INS = {name: f"tests.evaluation.stand_ins.{name}:BENCHMARK" for name in ("exact_answers", "point_in_mask")}
 PROTOCOL = make_protocol(num_frames=8)
 
 
@@ -192,7 +192,7 @@ def test_a_scorers_source_is_in_the_key_wherever_it_lies(corpus, tmp_path, monke
     source = Path(find_benchmark("exact_answers").score.__code__.co_filename).read_text()
     file = tmp_path / "own_benchmark.py"
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(BENCHMARKS, "exact_answers", "own_benchmark.row")
+    monkeypatch.setitem(BENCHMARKS, "exact_answers", "own_benchmark.row:BENCHMARK")
     (tmp_path / "own_benchmark").mkdir()
     (tmp_path / "own_benchmark" / "__init__.py").write_text("")
     file = tmp_path / "own_benchmark" / "row.py"

@@ -61,8 +61,8 @@ def page_of(corpus, tmp_path, monkeypatch):
 
     def make(name):
         benchmark, videos = STAND_INS[name], [corpus[index] for index in range(len(corpus))]
-        monkeypatch.setitem(registry.BENCHMARKS, name, name)
-        monkeypatch.setitem(sys.modules, f"evaluation.benchmarks.{name}", SimpleNamespace(BENCHMARK=benchmark))
+        monkeypatch.setitem(registry.BENCHMARKS, name, f"own_{name}:BENCHMARK")
+        monkeypatch.setitem(sys.modules, f"own_{name}", SimpleNamespace(BENCHMARK=benchmark))
         mark, place = open_run(tmp_path, {"weights": "w"}), 0
         for video in videos:
             listed = PROTOCOL.sample(len(video.frame_paths))
