@@ -7,6 +7,7 @@ from __future__ import annotations
 import multiprocessing.connection
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class WorkerError(MoraError):
     """A process that reads samples has died."""
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
     """Item numbers of one process, micro-batch by micro-batch.
 
@@ -35,15 +37,12 @@ class StepSampler(Sampler[list[int]]):
         world_size: number of processes.
     """
 
-    def __init__(
-        self, first_step: int, last_step: int, accumulation: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ):
-        self.first_step = first_step
-        self.last_step = last_step
-        self.accumulation = accumulation
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
+    first_step: int
+    last_step: int
+    accumulation: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
 
     def numbers(self, step: int, micro: int) -> list[int]:
         """The item numbers of one micro-batch of this process."""

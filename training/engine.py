@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ def _close(log: RunLog, failing: bool) -> None:
         log.close()
 
 
+@dataclass(eq=False)
 class Trainer:
     """Takes optimizer steps, writes what it sees, saves what it has.
 
@@ -118,32 +120,23 @@ class Trainer:
             ``--picture_freq`` steps. None: no pictures.
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        dataset: Dataset,
-        collate: Callable[[list], Any],
-        settings: TrainingSettings,
-        world: World,
-        store: CheckpointStore,
-        card: dict[str, Any],
-        forward_options: dict[str, Any] | None = None,
-        name_samples: Callable[[Any], list[str]] = lambda batch: [],
-        draw: Callable[[Any, dict[str, Any]], Any] | None = None,
-    ):
-        self.engine = engine
-        self.dataset = dataset
-        self.collate = collate
-        self.settings = settings
-        self.world = world
-        self.store = store
-        self.card = card
-        self.forward_options = forward_options or {}
-        self.name_samples = name_samples
-        self.draw = draw
-        self.meter = Meter()
-        self.rate = 0.0
-        self.total_steps = settings.optimizer.total_steps
+    engine: Any
+    dataset: Dataset
+    collate: Callable[[list], Any]
+    settings: TrainingSettings
+    world: World
+    store: CheckpointStore
+    card: dict[str, Any]
+    forward_options: dict[str, Any] = field(default_factory=dict)
+    name_samples: Callable[[Any], list[str]] = lambda batch: []
+    draw: Callable[[Any, dict[str, Any]], Any] | None = None
+    meter: Meter = field(init=False, default_factory=Meter)
+    rate: float = field(init=False, default=0.0)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.settings.optimizer.total_steps
 
     def fit(self, first_step: int = 0) -> int:
         """Train from ``first_step`` to the end, or until ``--max_minutes`` are over.
