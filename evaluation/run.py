@@ -48,7 +48,7 @@ def evaluate(settings: EvaluationSettings) -> int:
     """
     protocol, shard, run, data = protocol_of(settings), settings.shard, settings.run, settings.data
     benchmark = find_benchmark(data.benchmark)
-    places = benchmark.places(meta_file=data.meta_file, video_root=data.video_root)
+    places = {name: getattr(data, name) for name in benchmark.inputs}
     selected = select(benchmark.videos(places, protocol), data.video, data.question, data.limit)
     if run.score_only and shard.index > 0:
         print(f"{shard}: shard 0 scores everything; nothing to do here")

@@ -44,6 +44,9 @@ A quick look, at two clips or at one question:
   python evaluate_groundmore.py ... --limit 2
   python evaluate_groundmore.py ... --video cups_0000_0010 --question 3
 
+Another benchmark, by the same flags:
+  python -m evaluation --benchmark mevis_valid_u --video_root MeViSv2 --version ... --output_dir outputs/mevis
+
 Other thresholds need no new prediction:
   python evaluate_groundmore.py --score_only --output_dir outputs/mora --video_root ... --meta_file ... \\
     --use_loc_refine --loc_threshold 0.3

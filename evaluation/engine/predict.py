@@ -235,7 +235,7 @@ def _answers(
     try:
         if isinstance(ready, Exception):
             raise ready
-        context = with_fewer_frames(lambda limit: predictor.encode(ready, **_limited(limit)), frames)
+        context = with_fewer_frames(lambda limit: predictor.encode(ready, limit), frames)
     except QUESTION_ERRORS as error:
         failure, lost = _failure(error, bugs), _device_lost(error)
     if failure is not None:
@@ -287,7 +287,7 @@ def _answer_one(
 ) -> Outcome:
     """The answer to a single question, with fewer frames at a time if memory is short."""
     try:
-        return with_fewer_frames(lambda limit: predictor.answer(context, batch, **_limited(limit))[0], frames)
+        return with_fewer_frames(lambda limit: predictor.answer(context, batch, limit)[0], frames)
     except QUESTION_ERRORS as error:
         failure, lost = _failure(error, bugs), _device_lost(error)
         short = is_out_of_memory(error)
@@ -315,11 +315,6 @@ def _device_lost(error: Exception) -> DeviceLost | None:
         f"the device is lost after {reason_of(error).splitlines()[0]}; this process can compute nothing more. Start "
         "the same command again: it goes on with what is missing (CUDA_LAUNCH_BLOCKING=1 shows where it happens)"
     )
-
-
-def _limited(limit: int | None) -> dict[str, int]:
-    """Arguments of a pass over so many frames; none where there is no limit."""
-    return {} if limit is None else {"frames_per_pass": limit}
 
 
 def question_states(
