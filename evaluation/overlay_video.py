@@ -159,10 +159,11 @@ def write_h264(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> No
             for frame in frames:
                 if stream is None:
                     size = frame.shape
-                    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-                    stream.height, stream.width, stream.pix_fmt = size[0], size[1], "yuv420p"
                     # One thread: the bytes do not depend on the machine's number of cores.
-                    stream.options = {"crf": "20", "threads": "1"}
+                    stream = container.add_stream(
+                        "libx264", Fraction(fps).limit_denominator(1000), {"crf": "20", "threads": "1"},
+                        height=size[0], width=size[1], pix_fmt="yuv420p",
+                    )  # fmt: skip
                 if frame.shape != size:
                     raise ValueError(f"{path}: frames must have one size; got {size} and then {frame.shape}")
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

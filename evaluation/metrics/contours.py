@@ -26,7 +26,7 @@ helper = njit(nogil=True, error_model="numpy")
 
 
 @intrinsic
-def popcount(typing_context, word):
+def popcount(_typing, word):
     """Set bits of a word, as one instruction."""
 
     def generate(context, builder, signature, arguments):

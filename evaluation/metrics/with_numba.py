@@ -36,14 +36,13 @@ INTEGER_ROWS = types.Array(int64, 2, "C", readonly=True)
 
 
 @intrinsic
-def _pack_64(typing_context, pixels, start):
+def _pack_64(_typing, pixels, start):
     """64 bytes from ``start`` as 64 bits (byte != 0): one vector comparison, on x86 two or four instructions."""
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         vector = ir.VectorType(ir.IntType(8), 64)
-        loaded = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer()))
-        loaded.align = 1
+        loaded = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer()), align=1)
         return builder.bitcast(builder.icmp_unsigned("!=", loaded, ir.Constant(vector, None)), ir.IntType(64))
 
     return uint64(pixels, start), generate

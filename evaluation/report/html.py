@@ -139,15 +139,19 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "counted": lambda count, noun: f"{count} {noun}" if count == 1 else f"{count} {noun}s",
-        "figure": _figure,
-        "flat": _flat,
-        "mean": lambda cell, form="": "–" if cell is None else _figure(cell["mean"], form),
-        "source_hash": lambda source: f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}",
-        "spread": _spread,
-        "words": lambda name: name.replace("_", "-"),
-    }
+    environment.filters.update(
+        {
+            "counted": lambda count, noun: f"{count} {noun}" if count == 1 else f"{count} {noun}s",
+            "figure": _figure,
+            "flat": _flat,
+            "mean": lambda cell, form="": "–" if cell is None else _figure(cell["mean"], form),
+            "source_hash": lambda source: (
+                f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
+            ),
+            "spread": _spread,
+            "words": lambda name: name.replace("_", "-"),
+        }
+    )
     return environment.get_template(template).render(values)
 
 
