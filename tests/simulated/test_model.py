@@ -53,7 +53,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> N
 @in_both_precisions
 def test_training_step(device, worlds, pair, dtype):
     """The host waits for no result, forward and backward; decoder layers are recomputed."""
-    batch = MoraBatch([worlds.video(1, 3, segs=[1, 2, 0]), worlds.video(2, 2, segs=[1])])
+    batch = MoraBatch([worlds.video(1, 3, segs=[1, 2, 0]), worlds.video(2, 1, segs=[1])])  # and a picture
     host, model = pair
     model.train().set_gradient_checkpointing(True)
     moved = batch.to("simulated", dtype)
