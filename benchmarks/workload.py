@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.costs import tokens_per_frame
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
-from datasets.corpora.groundmore import GroundMoRe
+from datasets.corpora import corpus_named, load
 from datasets.sample import Question, VideoRecord
 from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from datasets.tokenization import MoraTokenizer, load_tokenizer
@@ -112,7 +112,7 @@ def write_clips(
     plan = CorpusPlan("groundmore", "test", seed, videos, settings)
     write_corpora(folder, [plan], workers=min(8, os.cpu_count() or 1))
     root = folder / "GroundMoRe"
-    corpus = GroundMoRe(root / "groundmore_test.json", root / "groundmore_videos")
+    corpus = load(corpus_named("groundmore").reader)(root / "groundmore_test.json", root / "groundmore_videos")
     return [dataclasses.replace(record, questions=record.questions[:questions]) for record in corpus]
 
 

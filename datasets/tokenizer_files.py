@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.corpora.names import shown, text_fault
+from datasets.names import shown, text_fault
 from utils.errors import DataError, Problems, TokenizerError
 from utils.files import read_json
 

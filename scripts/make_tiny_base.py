@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.tiny_base.base import BaseRecipe, make_tiny_base
+from training.tiny_base import BaseRecipe, make_tiny_base
 from utils.errors import MoraError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.corpora.names import folder_fault, shown, text_fault, without_bad_ids
+from datasets.names import folder_fault, shown, text_fault, without_bad_ids
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems, one_line
 from utils.files import not_a_file, read_json, size_and_time

@@ -33,7 +33,7 @@ from datasets.corpora.base import (
     read_videos,
 )
 from datasets.corpora.mask_files import match_masks
-from datasets.corpora.names import shown
+from datasets.names import shown
 from datasets.sample import QUESTION_TYPES, Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.masks import IdMaskCache

@@ -29,7 +29,7 @@ from datasets.corpora.base import (
     read_listed_video,
     read_videos,
 )
-from datasets.corpora.names import shown
+from datasets.names import shown
 from datasets.sample import Question, VideoRecord
 from utils.errors import Problems, one_line
 from utils.masks import IdMaskCache

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.corpora import Corpus, load
-from datasets.corpora.base import images_in
+from datasets.corpora import Corpus, images_in, load
 from datasets.doctor.clip import ClipTask
 from datasets.doctor.files import convention
 from datasets.doctor.findings import Finding, Findings

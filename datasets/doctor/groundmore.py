@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from datasets.corpora.base import read_videos
+from datasets.corpora import read_videos
 from datasets.corpora.groundmore import FRAMES_PER_SECOND, Clip, GroundMoRe, open_clip, read_questions
 from datasets.doctor.clip import ClipTask
 from datasets.doctor.examination import (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.corpora.base import listed_files, read_listed_video, read_videos
+from datasets.corpora import listed_files, read_listed_video, read_videos
 from datasets.corpora.mevis import read_expressions, read_tubes
 from datasets.corpora.refer_youtube_vos import expressions_by_object, read_categories
 from datasets.doctor.clip import ClipTask

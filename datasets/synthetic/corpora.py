@@ -18,7 +18,7 @@ import cv2
 from tqdm import tqdm
 
 from datasets.corpora import CORPORA, load
-from datasets.corpora.groundmore import FRAMES_PER_SECOND
+from datasets.corpora.writers import FRAMES_PER_SECOND
 from datasets.synthetic.layouts import MOST_VIDEOS, Layout
 from datasets.synthetic.settings import WorldSettings
 from datasets.synthetic.world import make_video

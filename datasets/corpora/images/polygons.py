@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.corpora.names import shown
+from datasets.names import shown
 from utils.errors import Problems
 
 _MOST = 1 << 15

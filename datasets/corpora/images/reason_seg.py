@@ -22,7 +22,7 @@ import numpy as np
 
 from datasets.corpora.base import Reader, files_by_stem, get_field, is_object, read_annotation
 from datasets.corpora.images.polygons import read_polygon
-from datasets.corpora.names import folder_fault, shown, text_fault
+from datasets.names import folder_fault, shown, text_fault
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.video import frame_size

@@ -20,7 +20,7 @@ from pycocotools import mask as coco
 
 from datasets.corpora.base import Reader, caption, files_by_stem, get_field, read_annotation
 from datasets.corpora.images.polygons import read_polygon
-from datasets.corpora.names import shown
+from datasets.names import shown
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
 from utils.masks import decode_rle, rle_size, union
