@@ -136,6 +136,14 @@ def test_readme_names_files_that_exist(project_root):
     assert not missing, missing
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_guides_name_files_that_exist(page, project_root):
+    text = (project_root / page).read_text()
+    named = set(re.findall(r"`((?:utils|datasets|model|evaluation|training|scripts|tests)/[\w/.]*)`", text))
+    missing = sorted(name for name in named if "NAME" not in name and not (project_root / name).exists())
+    assert not missing and len(named) > 5, missing
+
+
 @pytest.mark.parametrize("script", ["train_ds.py", "evaluate_groundmore.py", "merge_lora_weights_and_save_hf_model.py"])
 def test_readme_flags_are_accepted(project_root, script):
     help_text = subprocess.run(
