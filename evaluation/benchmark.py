@@ -159,7 +159,7 @@ def find_benchmark(name: str = DEFAULT) -> Benchmark:
     Raises:
         ConfigError: there is none; the message lists the names.
     """
-    if name not in BENCHMARKS:
+    if not isinstance(name, str) or name not in BENCHMARKS:
         raise ConfigError(f"--benchmark {name}: unknown; choose one of {', '.join(BENCHMARKS)}")
     return load(BENCHMARKS[name])
 

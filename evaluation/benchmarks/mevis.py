@@ -42,6 +42,8 @@ def score_expression(
         return {**means(row), kind.key: float(answered if kind is T_ACCURACY else not answered)}
 
     measured, _ = score_masks(list(BENCHMARK.rows), measure, {kind.key: 0.0}, truth, record, listed, protocol)
+    if truth is None:  # whether there is a target is known all the same
+        measured["rows"] = {name: {kind.key: 0.0} for name in BENCHMARK.rows}
     return measured
 
 

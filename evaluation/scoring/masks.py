@@ -105,7 +105,7 @@ class Prediction:
         try:
             runs = run_lengths(record.masks)
         except ValueError as error:
-            raise DataError(f"the record is damaged: {error}") from None
+            raise DataError(f"the record is damaged: {error}; delete it and predict again") from None
         shown = np.array([bool(each[1::2].any()) for each in runs])
         if not protocol.loc_refine or record.loc_probs is None:
             return Prediction(runs, shown, np.ones_like(shown), shown)

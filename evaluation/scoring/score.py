@@ -233,7 +233,8 @@ class VideoScores:
         measured = self.benchmark.score(truth, record, query, self.listed, self.protocol)
         rows, nothing = measured["rows"], {measure.key: None for measure in self.benchmark.measures}
         if truth is None:
-            rows = {name: dict.fromkeys(self.benchmark.zero, 0.0) for name in self.benchmark.rows}
+            zero = dict.fromkeys(self.benchmark.zero, 0.0)
+            rows = {name: {**zero, **rows.get(name, {})} for name in self.benchmark.rows}
         return {
             "video_id": self.video.video_id,
             "query_id": query.query_id,
