@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from utils.errors import DataError
 from utils.files import POINTER, is_pointer, not_a_file
@@ -59,6 +59,16 @@ def open_picture(path: Path, what: str) -> Iterator[Image.Image]:
         reason = "the file is empty" if path.stat().st_size == 0 else str(error) or type(error).__name__
         remedy = "get the file again" if what == "frame" else "the file is damaged: get it again"
         raise DataError(f"{path}: cannot read this {what} ({reason}); {remedy}") from None
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a picture's EXIF data ask for it to be shown turned or mirrored; frames are read as stored.
+
+    Raises:
+        DataError: as :func:`open_picture`.
+    """
+    with open_picture(path, "frame") as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _too_large(path: Path, what: str, claimed: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -123,6 +124,23 @@ def test_flags_and_pictures_without_a_region(corpus):
 def test_mistakes_name_the_picture(corpus, changes, message):
     with pytest.raises(DataError, match=message):
         ReasonSeg(corpus(**changes))
+
+
+def test_a_picture_that_is_stored_turned_is_refused(corpus):
+    """LISA paints on the upright picture, and frames are read as stored."""
+    root = corpus()
+    picture = root / "train" / "3.jpg"
+    with Image.open(picture) as image:
+        for orientation, turned in ((6, True), (1, False)):
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            image.save(picture.with_name("new.jpg"), exif=exif)
+            os.replace(picture.with_name("new.jpg"), picture)
+            if turned:
+                with pytest.raises(DataError, match="3.jpg is stored turned .EXIF orientation."):
+                    ReasonSeg(root)
+            else:
+                assert len(ReasonSeg(root)) == 1
 
 
 def test_all_mistakes_at_once_and_the_rest_may_be_kept(corpus):

@@ -25,6 +25,7 @@ from datasets.corpora.images.polygons import read_polygon
 from datasets.names import folder_fault, shown, text_fault
 from datasets.sample import Question, VideoRecord
 from utils.errors import DataError, Problems
+from utils.pictures import is_turned
 from utils.video import frame_size
 
 
@@ -107,6 +108,9 @@ def _read_picture(stem: str, path: Path, picture: Path | None, problems: Problem
         return None
     if not is_object(entry, "'text' and 'shapes'", where, problems):
         return None
+    if is_turned(picture):
+        problems.add(where, f"{picture} is stored turned (EXIF orientation), its polygons are of the upright picture; "
+                     "write it upright, without the tag")  # fmt: skip
     if folder_fault(stem) is not None:
         problems.add(where, f"its name {folder_fault(stem)}; rename it")
     texts = get_field(entry, "text", list, where, problems) or []
