@@ -173,9 +173,12 @@ def run_settings(
 
 
 def _config_text(model: MoraModel) -> str:
-    """The configuration without the versions of the libraries that wrote it."""
+    """The configuration without the versions of the libraries that wrote it. A field that came later is left out at
+    the value that stands for what was before, so that older records are continued."""
     config = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("transformers_version", None)
+    if config["segmenter"] == "sam":
+        del config["segmenter"]
     return json.dumps(config, sort_keys=True)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 
 from benchmarks.official_davis import official_clip
@@ -17,12 +20,13 @@ from evaluation.compare import main as compare_runs
 from evaluation.engine.jobs import Prediction
 from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import make_protocol
-from evaluation.records import open_run, read_record
+from evaluation.records import open_run, read_record, read_run
 from evaluation.report.page import main as make_page
 from evaluation.run import attach_tokens
 from evaluation.scoring.score import score_corpus
 from evaluation.scoring.summary import summarise
 from model import presets
+from model.checkpoints import load_any
 from utils.masks import decode_rle, encode_rle
 
 HEIGHT, WIDTH, FRAMES = 36, 48, 6
@@ -175,6 +179,21 @@ def test_a_mask_that_changes_in_the_annotation_is_scored_again(root, tmp_path):
     assert scores[5]["rows"] == first[5]["rows"]
 
 
+def test_a_truth_that_cannot_be_read_is_no_success(root, tmp_path):
+    answers = predictions()
+    _, whole = evaluated(root, tmp_path / "whole", answers)
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    masks = json.loads((copy / "valid_u" / "mask_dict.json").read_text())
+    masks["1"][2]["counts"] = "zz"
+    (copy / "valid_u" / "mask_dict.json").write_text(json.dumps(masks))
+    scores, damaged = evaluated(copy, tmp_path / "damaged", answers)
+    lost = [score for score in scores if str(score["reason"]).startswith("the ground truth cannot be read")]
+    assert lost and all(score["rows"]["model"]["t_accuracy"] == 0.0 for score in lost)
+    before, after = (summary["rows"]["model"]["table"][OVERALL]["t_accuracy"] for summary in (whole, damaged))
+    assert after["N"] == before["N"] and after["mean"] < before["mean"]
+
+
 @pytest.fixture(scope="module")
 def model_folder(project_root, tmp_path_factory):
     tokenizer = load_tokenizer(project_root / "assets" / "tiny_tokenizer")
@@ -214,6 +233,16 @@ def test_the_program(root, model_folder, tmp_path, capsys):
     assert make_page(["--output_dir", str(out), "--video_root", str(root)]) == 0
     assert compare_runs([str(out), "--row_a", "all_empty", "--measure", "t_accuracy"]) == 0
     assert "t_accuracy" in capsys.readouterr().out
+
+
+def test_records_made_before_a_segmenter_could_be_chosen_are_continued(root, model_folder, tmp_path):
+    flags = ["--benchmark", "mevis_valid_u", "--video_root", str(root), "--output_dir", str(tmp_path), "--limit", "1"]
+    model = ["--version", str(model_folder), "--max_new_tokens", "1", "--workers", "0", "--precision", "fp32"]
+    assert main([*flags, *model, "--device", "cpu", "--predict_only"]) == 0
+    config = json.loads(load_any(model_folder)[0].config.to_json_string(use_diff=False))
+    assert (config.pop("segmenter"), config.pop("transformers_version")) == ("sam", transformers.__version__)
+    before = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    assert read_run(tmp_path)["settings"]["network"] == before
 
 
 @pytest.mark.parametrize(
