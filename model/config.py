@@ -188,7 +188,8 @@ def stored_config(saved: Mapping[str, Any], path: Path) -> MoraConfig:
         ConfigError: with every field that is unknown or cannot be used.
     """
     problems = Problems()
-    for name in sorted(saved.keys() - field_names(saved)):
+    # Which fields there may be, the backbone decides; one that is not known is the mistake to tell.
+    for name in sorted(saved.keys() - field_names(saved)) if _backbone(saved) else ():
         if not name.startswith("_"):
             problems.add(name, "not a field of MoraConfig; remove it, or use the version of the program that wrote it")
     note_wrong_values(saved, problems)

@@ -53,8 +53,9 @@ def rename_clip(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return tower, ignored
 
 
-def fill_tower(tensors: dict[str, Tensor], folder: Path, report: LoadReport) -> None:
-    """Add the vision tower of ``folder`` unless ``tensors`` brings one; changed in place.
+def fill_tower(tensors: dict[str, Tensor], folder: Path, report: LoadReport, asked_for: bool = True) -> None:
+    """Add the vision tower of ``folder`` unless ``tensors`` brings one; changed in place. A folder that nobody asked
+    for and that is not needed may hold its ``config.json`` alone.
 
     Raises:
         CheckpointError: the folder's weights cannot be read, or (even if they are not needed) are no vision tower's.
@@ -63,7 +64,7 @@ def fill_tower(tensors: dict[str, Tensor], folder: Path, report: LoadReport) -> 
     if brought:
         clip_config(folder)
         report.notes.append(f"{folder} NOT USED: the checkpoint brings its vision tower")
-        if not any(file.suffix in SUFFIXES for file in folder.iterdir()):
+        if not asked_for and not any(file.suffix in SUFFIXES for file in folder.iterdir()):
             return
     tower, ignored = rename_clip(read_state_dict(folder))
     if not any(name.endswith("embeddings.patch_embedding.weight") for name in tower):

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.checkpoints.report import LoadReport
 from model.config import MoraConfig, field_names
 from utils.errors import ConfigError, Problems
+from utils.tensors import digests_by_part
 
 
 @dataclass
@@ -45,11 +46,17 @@ class Reading:
         config: the network's shape.
         tensors: by the names of :class:`model.mora.MoraModel`.
         fresh: patterns of tensors that are to be newly initialised.
+        strangers: names of ``tensors`` that the layout has no place for; they do not tell which base this is.
     """
 
     config: MoraConfig
     tensors: dict[str, Tensor]
     fresh: list[str] = field(default_factory=list)
+    strangers: frozenset[str] = frozenset()
+
+    def digests(self) -> dict[str, str]:
+        """Which weights these are, by part of the network."""
+        return digests_by_part({name: t for name, t in self.tensors.items() if name not in self.strangers})
 
 
 def build_config(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> MoraConfig:

@@ -20,7 +20,7 @@ from model.checkpoints.clip import clip_config, fill_tower
 from model.checkpoints.files import checkpoint_json, read_state_dict, strip_wrappers
 from model.checkpoints.layout import Reading, Request, build_config, new_parts, require_sizes
 from model.checkpoints.report import shapes_of
-from model.checkpoints.sam import fill_sam, rename_sam, sam_config_of
+from model.checkpoints.sam import fill_sam, part_of, rename_sam, sam_config_of
 from model.config import MoraConfig
 from model.fields import COMMON, FLAG, LAYERS, LLAMA, SIZE, WORD, Rule, building, note_problems, optional, shown, whole
 from utils.errors import CheckpointError, ConfigError, Problems
@@ -55,6 +55,8 @@ _RENAMES = tuple(
 )
 """Published name to ours, all but SAM's; the first that fits."""
 
+_OURS = ("language_model.", "projector.", "text_hidden_fcs.", "vision_tower.", "sam.", "loc_head.")
+
 
 def read(request: Request) -> Reading:
     """Read a folder. Sizes are read off the tensors and ``config.json``; nothing is assumed."""
@@ -70,7 +72,7 @@ def read(request: Request) -> Reading:
         raise CheckpointError(f"{folder}/config.json: names no vision_tower; give a CLIP folder (--vision-tower)")
     tower = resolve_folder(name, beside=folder)
     vision_config = clip_config(tower)
-    fill_tower(tensors, tower, report)
+    fill_tower(tensors, tower, report, asked_for=request.vision_tower is not None)
     sam = sam_config_of({name.removeprefix("sam."): t for name, t in tensors.items() if name.startswith("sam.")})
     fields: dict[str, Any] = {
         "text_config": text_config,
@@ -91,7 +93,8 @@ def read(request: Request) -> Reading:
     fresh = [] if any(name.startswith("loc_head.") for name in tensors) else ["loc_head.*"]
     if not published.get("train_mask_decoder") and not any(name.startswith("text_hidden_fcs.") for name in tensors):
         fresh.append("text_hidden_fcs.*")  # a LLaVA base never had a read-out; a LISA checkpoint must have one
-    return Reading(config, tensors, fresh + new_parts(MoraConfig(), config))
+    strangers = frozenset(name for name in tensors if not name.startswith(_OURS))
+    return Reading(config, tensors, fresh + new_parts(MoraConfig(), config), strangers)
 
 
 def llama_config(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> LlamaConfig:
@@ -152,8 +155,8 @@ def rename_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     """
     ignored = {name: tensor for name, tensor in state.items() if _IGNORED.match(name)}
     rest = {name: tensor for name, tensor in state.items() if name not in ignored}
-    sam = rename_sam({name.removeprefix(_SAM): rest[name] for name in rest if name.startswith(_SAM)})
-    renamed = {f"sam.{name}": tensor for name, tensor in sam.items()}
+    sam = rename_sam({name.removeprefix(_SAM): name for name in rest if name.startswith(_SAM)})
+    renamed = {f"sam.{ours}" if part_of(ours) else name: rest[name] for ours, name in sam.items()}
     for name, tensor in rest.items():
         if not name.startswith(_SAM):
             matches = ((pattern.match(name), ours) for pattern, ours in _RENAMES)

@@ -20,7 +20,7 @@ from model.fields import building, shown
 from model.mora import MoraModel
 from utils.errors import CheckpointError
 from utils.hub import require_local, resolve_folder
-from utils.tensors import digests_by_part, require_finite
+from utils.tensors import require_finite
 
 LAYOUTS = {
     "mora": "model.checkpoints.own",
@@ -74,7 +74,7 @@ def load_any(
         reading.config.text_config._attn_implementation = attn_implementation
     card = read_card(folder)
     if digest or card:
-        report.digests = digests_by_part(reading.tensors)
+        report.digests = reading.digests()
     model = _assemble(reading, report, device, dtype, seed, [*allow_missing, *reading.fresh], allow_unexpected)
     if card:
         require_undamaged(folder, card["digests"], report)
@@ -91,7 +91,7 @@ def digest_base(
 
     Arguments and errors are those of :func:`load_any`.
     """
-    return digests_by_part(_read(resolve_folder(version), vision_pretrained, vision_tower, overrides)[0].tensors)
+    return _read(resolve_folder(version), vision_pretrained, vision_tower, overrides)[0].digests()
 
 
 def _read(

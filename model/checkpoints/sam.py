@@ -83,12 +83,12 @@ def read_sam(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: unreadable, or nothing in it belongs to SAM.
     """
     tensors = rename_sam(read_state_dict(path))
-    if not any(_part_of(name) for name in tensors):
+    if not any(part_of(name) for name in tensors):
         raise CheckpointError(f"{path}: no tensor of SAM in it; expected sam_vit_h_4b8939.pth or a SamModel folder")
     return tensors
 
 
-def _part_of(name: str) -> str | None:
+def part_of(name: str) -> str | None:
     """The part of SAM that a tensor belongs to; None for a stranger."""
     return _PARTS.get(name.partition(".")[0])
 
@@ -105,7 +105,7 @@ def fill_sam(tensors: dict[str, Tensor], vision_pretrained: str | Path | None, r
         CheckpointError: a part is missing and there is no SAM checkpoint, or that has not got it either; or the file is
             no SAM, even if it is not needed: a wrong path should not wait to be noticed.
     """
-    there = {_part_of(name.removeprefix("sam.")) for name in tensors if name.startswith("sam.")}
+    there = {part_of(name.removeprefix("sam.")) for name in tensors if name.startswith("sam.")}
     lacking = [part for part in dict.fromkeys(_PARTS.values()) if part not in there]
     if vision_pretrained is None:
         if lacking:
@@ -119,16 +119,17 @@ def fill_sam(tensors: dict[str, Tensor], vision_pretrained: str | Path | None, r
         report.notes.append(f"{vision_pretrained} NOT USED: the checkpoint brings all of SAM, trained")
         return
     for part in lacking:
-        if part not in map(_part_of, source):
+        if part not in map(part_of, source):
             raise CheckpointError(f"{vision_pretrained}: has no {part} either, which {report.source} lacks")
         report.notes.append(f"SAM {part} from {vision_pretrained}")
-    # Strangers as well, so that they are named.
-    tensors.update({f"sam.{name}": tensor for name, tensor in source.items() if _part_of(name) in (*lacking, None)})
+    tensors.update({f"sam.{name}": tensor for name, tensor in source.items() if part_of(name) in lacking})
+    # Strangers as well, so that they are named, as their file calls them.
+    tensors.update({name: tensor for name, tensor in source.items() if part_of(name) is None})
 
 
 def _examine(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that is no SAM. It is mapped, so little more than its list of tensors is read."""
-    strangers = [name for name in tensors if not _part_of(name)]
+    strangers = [name for name in tensors if not part_of(name)]
     try:
         if strangers:
             raise CheckpointError(f"{len(strangers)} of its tensors have no place there ({', '.join(strangers[:3])} …)")
@@ -163,6 +164,8 @@ def sam_config_of(state: Mapping[str, Tensor]) -> SamConfig:
     grid = shape("vision_encoder.pos_embed")[1]
     depth = count_layers(state, r"vision_encoder\.layers\.(\d+)\.")
     tables = [shape(f"vision_encoder.layers.{layer}.attn.rel_pos_h") for layer in range(max(1, depth))]
+    if not tables[0][1]:
+        raise CheckpointError("vision_encoder.layers.0.attn.rel_pos_h: empty, so the width of a head cannot be read")
     sides = [(length + 1) // 2 for length, _ in tables]
     return sam_config(
         image_size=grid * patch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -251,7 +252,9 @@ def test_something_else_where_a_sam_or_a_tower_is_expected(saved, tmp_path):
     (tmp_path / "sam_folder").mkdir()
     (tmp_path / "sam_folder" / "config.json").write_text('{"model_type": "clip_vision_model"}')
     save_file(model.sam.state_dict(), tmp_path / "sam_folder" / "model.safetensors")
-    for name in ("notes.pth", "sam.pth", "empty", "sam_folder"):
+    (tmp_path / "bare").mkdir()
+    shutil.copy(clip / "config.json", tmp_path / "bare")
+    for name in ("notes.pth", "sam.pth", "empty", "sam_folder", "bare"):
         with pytest.raises(CheckpointError, match=str(tmp_path / name)):
             load_any(folder, vision_tower=tmp_path / name)
 

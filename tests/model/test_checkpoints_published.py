@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, SamModel
 
-from model.checkpoints import load_any, rename_published
+from model.checkpoints import digest_base, load_any, rename_published
 from model.presets import build, lisa_7b
 from model.segmenters import sam_config
 from tests.model.published_layout import CONFIG, SAM, clip_table, edit, llava_table, noise, sam_table
@@ -160,6 +160,16 @@ def test_the_flags_that_the_message_gives_are_enough(published):
     model, report = load_any(published, allow_unexpected=patterns, loc_mode="none")
     assert sorted(report.unexpected) == ["loc_proj.weight", "model.loc_head.temporal.0.weight"]
     assert not hasattr(model, "loc_head")
+
+
+def test_strangers_keep_their_names_and_do_not_tell_which_base_it_is(published):
+    """Runs are continued on the base that they began with, whatever else its files hold."""
+    plain = digest_base(published)
+    edit(published, add={"model.loc_head.weight": torch.ones(3), "model.visual_model.strange.thing": torch.ones(2)})
+    assert digest_base(published) == plain
+    patterns = ["model.loc_head.*", "model.visual_model.*"]
+    _, report = load_any(published, allow_unexpected=patterns)
+    assert sorted(report.unexpected) == ["model.loc_head.weight", "model.visual_model.strange.thing"]
 
 
 def test_wrong_shapes_are_all_named(published):

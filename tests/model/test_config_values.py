@@ -217,6 +217,15 @@ def test_all_mistakes_of_a_file_at_once(own):
         assert part in str(error.value)
 
 
+def test_an_unknown_backbone_is_the_one_mistake(own):
+    """What fields there may be depends on it; good ones must not be called wrong."""
+    stored = json.loads((own / "config.json").read_text()) | {"backbone": "llama5"}
+    (own / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=r"\(1 problem\)[^-]*- backbone: is 'llama5'; use one of 'llava'") as error:
+        load_any(own)
+    assert "projector" not in str(error.value)
+
+
 def test_sizes_that_are_not_those_of_the_weights(own, published):
     """Said by field, before a network of that size is built."""
     stored = json.loads((own / "config.json").read_text())
