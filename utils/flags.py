@@ -60,7 +60,7 @@ class Flag:
 
     def mistake(self, value: float) -> str | None:
         """What is wrong with a number, or None."""
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{value} is no finite number"
         low, high = self.at_least, self.below
         if isinstance(value, float) and low is not None and high is not None and not low <= value < high:

@@ -70,6 +70,7 @@ def test_every_mistake_is_named_at_once(tmp_path):
         (("--sample_rates", "0,0"), "--sample_rates"),
         (("--warmup_steps", "11", "--epochs", "2", "--steps_per_epoch", "5"), "--warmup_steps: 11 is more than all 10"),
         (("--batch_size", "0"), "--batch_size: 0 is too small"),
+        (("--seed", "9" * 400), "--seed: 9+ is too large"),
         (("--lora_alpha", "0"), "--lora_alpha: 0 would scale every adapter to nothing"),
         (("--lora_alpha", "-16"), "--lora_alpha: -16"),
         (("--vision-tower", "/nowhere"), "--vision-tower: /nowhere: no such folder"),
