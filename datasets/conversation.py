@@ -6,20 +6,24 @@ The strings of ``llava_llama_2`` and ``llava_v1``, the question and answer lists
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from datasets.tokenization import MoraTokenizer
-from utils.batch import IGNORE_INDEX
+from utils.batch import IGNORE_INDEX, FrameMarks
 from utils.errors import ConfigError, DataError
 
 IMAGE = "<image>"
-RESERVED = ("<image>", "<im_start>", "<im_end>", "<im_patch>", "[SEG]", "[LOC]", "<s>", "</s>", "<unk>")
+RESERVED = (
+    *("<image>", "<im_start>", "<im_end>", "<im_patch>", "[SEG]", "[LOC]", "<s>", "</s>", "<unk>"),
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
 """Strings that are tokens of their own; a corpus or a user may not write them into a question."""
 
-IMAGE_WITH_ENDS = "<im_start><image><im_end>"
 SEG = "[SEG]"
 LOC = "[LOC]"
 
@@ -77,12 +81,18 @@ class Template:
         opening: before the question, system text included.
         ask: between the question and where its answer begins; a prompt ends with it.
         lead, tail: before and after the answer; the end-of-sequence string follows the tail.
+        image: an image mark, with ``<image>`` where the visual tokens go.
+        wrap: around all marks where several frames stand behind each, as a video's.
+        after_images: between the marks and the question.
     """
 
     opening: str
     ask: str
     lead: str = " "
     tail: str = ""
+    image: str = "<im_start><image><im_end>"
+    wrap: tuple[str, str] = ("", "")
+    after_images: str = "\n"
 
 
 TEMPLATES = {
@@ -99,6 +109,14 @@ TEMPLATES = {
         ask=" ASSISTANT:",
     ),
     "plain": Template(opening="USER: ", ask=" ASSISTANT:"),
+    "qwen3_vl": Template(
+        opening="<|im_start|>user\n",
+        ask="<|im_end|>\n<|im_start|>assistant\n",
+        lead="",
+        image="<|vision_start|><image><|vision_end|>",
+        wrap=("<|vision_start|>", "<|vision_end|>"),
+        after_images="",
+    ),
 }
 
 
@@ -113,17 +131,40 @@ def template_named(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def render_prompt(question_text: str, template: str) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """The frames that a prompt shows.
+
+    Attributes:
+        times: seconds from the clip's beginning, of each frame as the language model is shown them.
+        marks: where they stand.
+    """
+
+    times: Sequence[float] = (0.0,)
+    marks: FrameMarks = FrameMarks()
+
+    def write(self, form: Template) -> str:
+        """The image marks. Where frames do not fill the last group, its last one counts as repeated; a group's time is
+        the mean of those of its first and last frame, to a tenth of a second (as in Qwen3-VL's processor)."""
+        size = self.marks.frames or len(self.times)
+        groups = [self.times[start : start + size] for start in range(0, len(self.times), size)]
+        stamps = [f"<{(group[0] + group[-1]) / 2:.1f} seconds>" if self.marks.stamps else "" for group in groups]
+        written = "".join(stamp + form.image for stamp in stamps)
+        return written.join(form.wrap) if self.marks.frames > 1 else written
+
+
+def render_prompt(question_text: str, template: str, shown: Shown = Shown()) -> str:
     """The text a model is asked with, ending where the answer begins; the one place where prompts are made, for
     training and inference alike.
 
     Args:
-        question_text: the user message, with ``<image>`` where the frames go; it is written with ``<im_start>`` and
-            ``<im_end>`` around it. The leading BOS is left to the tokenizer.
+        question_text: the user message, beginning with ``<image>`` and a new line where it is about frames. The leading
+            BOS is left to the tokenizer.
         template: a key of TEMPLATES.
+        shown: the frames.
     """
     form = template_named(template)
-    return form.opening + question_text.replace(IMAGE, IMAGE_WITH_ENDS) + form.ask
+    return form.opening + question_text.replace(f"{IMAGE}\n", shown.write(form) + form.after_images) + form.ask
 
 
 def build_example(
@@ -133,6 +174,7 @@ def build_example(
     tokenizer: MoraTokenizer,
     max_length: int | None = None,
     where: str = "",
+    shown: Shown = Shown(),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and labels of a question and its answer; only tokens that begin inside the answer are labelled.
 
@@ -143,6 +185,7 @@ def build_example(
         tokenizer: from ``load_tokenizer``.
         max_length: most text tokens a row may have (LISA: model_max_length - number of visual tokens + 1).
         where: names the question in messages.
+        shown: the frames.
 
     Returns:
         input_ids int64 [L] with IMAGE_TOKEN_INDEX at ``<image>``, labels int64 [L] with IGNORE_INDEX elsewhere.
@@ -150,7 +193,7 @@ def build_example(
     Raises:
         DataError: longer than ``max_length``.
     """
-    prompt, form = render_prompt(question_text, template), template_named(template)
+    prompt, form = render_prompt(question_text, template, shown), template_named(template)
     ids, starts = tokenizer.encode_with_offsets(prompt + form.lead + answer_text + form.tail + tokenizer.eos_token)
     if max_length is not None and len(ids) > max_length:
         raise DataError(
@@ -161,20 +204,20 @@ def build_example(
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
 
 
-def encode_prompt(question_text: str, template: str, tokenizer: MoraTokenizer) -> torch.Tensor:
+def encode_prompt(question_text: str, template: str, tokenizer: MoraTokenizer, shown: Shown = Shown()) -> torch.Tensor:
     """Tokens of :func:`render_prompt`: int64 [P], IMAGE_TOKEN_INDEX where the frames go."""
-    return torch.tensor(tokenizer.encode(render_prompt(question_text, template)), dtype=torch.int64)
+    return torch.tensor(tokenizer.encode(render_prompt(question_text, template, shown)), dtype=torch.int64)
 
 
 def encode_forced_answer(
-    question_text: str, answer_text: str, template: str, tokenizer: MoraTokenizer
+    question_text: str, answer_text: str, template: str, tokenizer: MoraTokenizer, shown: Shown = Shown()
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Split one taught example at the point where its answer begins.
 
     Returns:
         prompt int64 [P] and answer int64 [A], end of sequence included; joined they are exactly what training sees.
     """
-    input_ids, labels = build_example(question_text, answer_text, template, tokenizer)
+    input_ids, labels = build_example(question_text, answer_text, template, tokenizer, shown=shown)
     answered = int((labels != IGNORE_INDEX).nonzero()[0])
     return input_ids[:answered], input_ids[answered:]
 

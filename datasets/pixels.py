@@ -1,10 +1,12 @@
-"""From frames to pixels: what the SAM encoder and the CLIP vision tower are given.
+"""From frames to pixels: what the segmenter's and the backbone's encoders are given.
 
-Both resize with Pillow, as segment_anything's ResizeLongestSide and CLIP's image processor do; results equal theirs.
+All resize with Pillow, as segment_anything's ResizeLongestSide, CLIP's and Qwen2-VL's image processors do; results
+equal theirs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +15,42 @@ from PIL import Image
 from torch import Tensor
 
 from utils.batch import PixelRule
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
-RESIZES = ("crop", "pad", "squash", "corner")
+RESIZES = ("crop", "pad", "squash", "corner", "area")
+
+MAX_ASPECT = 200
+"""Longest side by shortest, of "area"; as in Qwen2-VL's image processor."""
+
+
+def area_size(height: int, width: int, rule: PixelRule) -> tuple[int, int]:
+    """(h, w) that "area" resizes a frame to: Qwen2-VL's ``smart_resize``.
+
+    Both are multiples of ``rule.size``. Rounded sides come first; where their product is out of bounds, the sides are
+    scaled by the root of what is too much (rounded down) or too little (rounded up). A very long frame may end below
+    ``rule.min_pixels``.
+
+    Args:
+        height, width: of the frame.
+        rule: of kind "area", with ``min_pixels`` of at least 1.
+
+    Raises:
+        DataError: one side is more than 200 times the other.
+    """
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise DataError(
+            f"a frame of {height} x {width} (height x width): one side is more than {MAX_ASPECT} times the other, "
+            "which this model cannot see; crop the frames"
+        )
+    unit = rule.size
+    h, w = round(height / unit) * unit, round(width / unit) * unit
+    if h * w > rule.max_pixels:
+        factor = math.sqrt(height * width / rule.max_pixels)
+        h, w = (max(unit, math.floor(side / factor / unit) * unit) for side in (height, width))
+    elif h * w < rule.min_pixels:
+        factor = math.sqrt(rule.min_pixels / (height * width))
+        h, w = (math.ceil(side * factor / unit) * unit for side in (height, width))
+    return h, w
 
 
 def _check_frames(frames: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -36,7 +71,7 @@ def _check_frames(frames: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]
 
 
 class Preprocessor:
-    """To a normalised square, as a backbone or a segmenter wants it: bicubic, but bilinear for "corner".
+    """To a normalised picture, as a backbone or a segmenter wants it: bicubic, but bilinear for "corner".
 
     ``__call__`` is :meth:`normalise` of :meth:`resize`. Apart, the two let a worker resize and a GPU normalise, with
     bytes instead of floats in between.
@@ -49,6 +84,7 @@ class Preprocessor:
     """
 
     def __init__(self, rule: PixelRule):
+        self.rule = rule
         if rule.resize not in RESIZES:
             raise ConfigError(f"clip_resize {rule.resize!r} is unknown; choose one of {', '.join(RESIZES)}")
         self.image_size, self.mode = rule.size, rule.resize
@@ -62,6 +98,8 @@ class Preprocessor:
         size = self.image_size
         if self.mode == "squash":
             return size, size
+        if self.mode == "area":
+            return area_size(height, width, self.rule)
         if self.mode == "corner":  # rounded half up, as segment_anything does
             scale = size / max(height, width)
             return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
@@ -98,12 +136,13 @@ class Preprocessor:
             resized: uint8 [T, 3, h, w], from :meth:`resize`.
 
         Returns:
-            float32 [T, 3, c, c]; a zero is the mean colour.
+            float32 [T, 3, c, c], or [T, 3, h, w] for "area"; a zero is the mean colour.
         """
         count, _, height, width = resized.shape
-        size, corner = self.image_size, self.mode == "corner"
-        pixels = torch.zeros(count, 3, size, size, device=resized.device)
-        top, left = (0, 0) if corner else ((size - height) // 2, (size - width) // 2)
+        corner = self.mode == "corner"
+        size, full = self.image_size, (height, width) if self.mode == "area" else (self.image_size, self.image_size)
+        pixels = torch.zeros(count, 3, *full, device=resized.device)
+        top, left = (0, 0) if corner or self.mode == "area" else ((size - height) // 2, (size - width) // 2)
         inner = pixels[:, :, top : top + height, left : left + width].copy_(resized)
         parts = (self._white, self._mean, self._std)
         white, mean, std = (part.to(resized.device, non_blocking=True) for part in parts)
@@ -113,7 +152,7 @@ class Preprocessor:
         return pixels
 
     def __call__(self, frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
-        """Preprocess the frames of one video: float32 [T, 3, c, c].
+        """Preprocess the frames of one video: float32 [T, 3, c, c], or [T, 3, h, w] for "area".
 
         Raises:
             ValueError: as :meth:`resize`.

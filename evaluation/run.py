@@ -177,8 +177,9 @@ def _config_text(model: MoraModel) -> str:
     the value that stands for what was before, so that older records are continued."""
     config = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("transformers_version", None)
-    if config["segmenter"] == "sam":
-        del config["segmenter"]
+    for name, before in (("segmenter", "sam"), ("readout", "before")):
+        if config[name] == before:
+            del config[name]
     return json.dumps(config, sort_keys=True)
 
 

@@ -47,7 +47,7 @@ class Reading:
     """A question and its answer, read with teacher forcing.
 
     Attributes:
-        seg_states: [n_seg, R, D], states that predict each [SEG].
+        seg_states: [n_seg, R, D], states that stand for each [SEG].
         logits: [R, S, V]; entry j predicts token j of the text after the image (or of the whole text without one).
         states: [R, P + S, D], of the whole rows after the final norm.
     """
@@ -126,9 +126,10 @@ class AnsweredQuestion:
     forced_seg: bool = False
     forced_loc: bool = False
 
-    def before(self, row: int, index: int) -> Tensor:
-        """State that predicts token ``index`` of a row's answer, [D]."""
-        return self.states[row, len(self.suffix) + index]
+    def state_of(self, row: int, index: int, readout: str) -> Tensor:
+        """State that stands for token ``index`` of a row's answer, [D]: it predicts it, or with ``readout`` "at" is at
+        it."""
+        return self.states[row, len(self.suffix) + index + (readout == "at")]
 
     def ids(self) -> Tensor:
         """Suffix and answer of every row, int64 [R, S + A]; shorter answers are filled up at their end, where nothing
@@ -196,7 +197,7 @@ def read(model: MoraModel, context: VideoContext, conversations: Sequence[Tensor
         DataError: more or fewer image marks than images.
         TokenizerError: an id that has no row in the word embeddings.
     """
-    seg_id, _ = model.token_ids()
+    (seg_id, _), readout = model.token_ids(), model.config.readout
     readings: dict[int, Reading] = {}
     with model.evaluating():
         for prefix, members in _grouped(model, context, conversations):
@@ -204,7 +205,7 @@ def read(model: MoraModel, context: VideoContext, conversations: Sequence[Tensor
             ids = [torch.tensor([suffix] * prefix.rows, dtype=torch.long) for _, suffix in members]
             for (number, suffix), states in zip(members, session.read(ids)):
                 readings[number] = Reading(
-                    seg_states=states[:, find(suffix, seg_id)].transpose(0, 1),
+                    seg_states=states[:, [i + (readout == "at") for i in find(suffix, seg_id)]].transpose(0, 1),
                     logits=model.backbone.logits(states[:, :-1]),
                     states=torch.cat([prefix.states, states[:, 1:]], dim=1),
                 )
@@ -320,7 +321,7 @@ def _masks(
                 places += targets
                 prompts += [len(states)] * len(targets)
                 owners += [number] * len(targets)
-                states.append(question.before(row, index))
+                states.append(question.state_of(row, index, model.config.readout))
     device = context.sam_embeddings.device
     shape, nothing = (len(questions), frames, *context.original_size), NO_MASK_LOGIT if threshold is None else False
     drawn = torch.full(shape, nothing, device=device)
@@ -354,7 +355,7 @@ def _times(
     said = [(row, find(ids, loc_id)[0]) for row, ids in enumerate(question.answers) if loc_id in ids]
     if loc_id is None or not said or not question.prefix.pieces:
         return None
-    states = torch.stack([question.before(row, index) for row, index in said])
+    states = torch.stack([question.state_of(row, index, model.config.readout) for row, index in said])
     checks.add("[LOC] states", states)
     if model.config.loc_mode == "frame":
         logits = model.loc_head(states).float()

@@ -13,15 +13,16 @@ from model import fields
 from model.backbones import BACKBONES, Backbone, backbone_class
 from model.localization import LOC_HEADS
 from model.segmenters import SEGMENTERS, segmenter_class
-from utils.batch import PixelRule
+from utils.batch import FrameMarks, PixelRule
 from utils.errors import ConfigError, Problems
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "visual_mode": ("frame", "pooled", "video"),
     "loc_mode": ("none", "global", "frame"),
-    "template": ("llava_llama_2", "llava_v1", "plain"),
+    "template": ("llava_llama_2", "llava_v1", "plain", "qwen3_vl"),
     "tokenization": ("legacy", "plain"),
-    "answer_style": ("fixed", "name"),
+    "answer_style": ("fixed", "name", "bare"),
+    "readout": ("before", "at"),
     "initialization": ("hf", "xavier"),
 }
 """Allowed values of the fields that name a choice, the default first."""
@@ -116,7 +117,9 @@ class MoraConfig(PretrainedConfig):
         loc_token: text of the localization token.
         seg_token_id: its id, or None until a tokenizer is known.
         loc_token_id: its id, or None (always None without a [LOC] head).
-        answer_style: "fixed" answers, or "name" answers that name the object before [SEG].
+        answer_style: "fixed" answers, "name" answers that name the object before [SEG], or "bare" tokens alone.
+        readout: which state stands for [SEG] and [LOC]: "before", the one that predicts the token (LISA, MoRA), or
+            "at", the one at the token itself (Sa2VA and others).
         initialization: of fresh weights: "hf" (the libraries' own) or "xavier" (for very narrow networks).
 
     Raises:
@@ -153,6 +156,11 @@ class MoraConfig(PretrainedConfig):
     def pixel_rule(self) -> PixelRule:
         """How frames become the backbone's pixels."""
         return backbone_class(self.backbone).pixel_rule(self)
+
+    @property
+    def frame_marks(self) -> FrameMarks:
+        """Where a prompt shows the frames."""
+        return backbone_class(self.backbone).frame_marks(self)
 
     def note_contradictions(self, problems: Problems) -> None:
         """Examine the values together and note what does not fit."""

@@ -252,12 +252,14 @@ class PlacedQuestion:
     locs: list[int]
     rows: list[tuple[int, int]] = field(default_factory=list)
 
-    def places_before(self, index: int, layout: Layout, token: str) -> list[int]:
-        """Flat positions of the states that predict token ``index`` of the suffix, one per row.
+    def places_of(self, index: int, layout: Layout, token: str, readout: str) -> list[int]:
+        """Flat positions of the states that stand for token ``index`` of the suffix, one per row: those that predict it
+        (``readout`` "before"), or those at it ("at").
 
         Raises:
             DataError: nothing comes before it.
         """
+        index = index + 1 if readout == "at" else index
         places = [layout.place_before(row, number, index) for row, number in self.rows]
         if None in places:
             raise DataError(f"{self.where}: {token} is the first token; nothing predicts it")
@@ -360,8 +362,8 @@ class MaskPlan:
     counts: dict[int, int] = field(default_factory=dict)
 
 
-def plan_masks(questions: Sequence[PlacedQuestion], layout: Layout) -> MaskPlan:
-    """Pair every supervised mask with its prompt and its frame.
+def plan_masks(questions: Sequence[PlacedQuestion], layout: Layout, readout: str) -> MaskPlan:
+    """Pair every supervised mask with its prompt and its frame; ``readout`` as in :meth:`PlacedQuestion.places_of`.
 
     Raises:
         DataError: a [SEG] that nothing comes before.
@@ -371,7 +373,7 @@ def plan_masks(questions: Sequence[PlacedQuestion], layout: Layout) -> MaskPlan:
     frame_index: dict[tuple[int, int], int] = {}
     for question in questions:
         for seg in question.segs:
-            places = question.places_before(seg, layout, "[SEG]")
+            places = question.places_of(seg, layout, "[SEG]", readout)
             for frame in question.mask_frames:
                 place = places[frame if len(places) > 1 else 0]
                 masks.prompts.append(prompt_index.setdefault(place, len(prompt_index)))

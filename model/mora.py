@@ -150,7 +150,7 @@ class MoraModel(PreTrainedModel):
         ce = language_loss(self.backbone.logits(states[index(places)]), index(words))
 
         # Masks: every frame that has one is encoded once, and all masks are decoded in one call.
-        plan, masks = plan_masks(questions, layout), {}
+        plan, masks = plan_masks(questions, layout, self.config.readout), {}
         if plan.prompts:
             pixels = torch.cat([videos[v].sam_pixels[index(frames)] for v, frames in plan.encoded.items()])
             prompts = self.prompt_embeddings(states[index(plan.places)])  # [S, C]
@@ -187,7 +187,8 @@ class MoraModel(PreTrainedModel):
                 groups.setdefault(tuple(row for row, _ in question.rows), []).append(question)
         result = {}
         for rows, group in groups.items():
-            places = [question.places_before(question.locs[0], layout, "[LOC]") for question in group]
+            readout = self.config.readout
+            places = [question.places_of(question.locs[0], layout, "[LOC]", readout) for question in group]
             said = states[torch.tensor(places, device=states.device)]  # [Q, R, D]
             if self.config.loc_mode == "frame":
                 logits = self.loc_head(said)

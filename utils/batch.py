@@ -21,21 +21,39 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class PixelRule:
-    """How a frame becomes the square that an encoder sees: plain data, which ``datasets.pixels`` follows.
+    """How a frame becomes the picture that an encoder sees: plain data, which ``datasets.pixels`` follows.
 
     Attributes:
-        size: side c of the square, pixels.
+        size: side c of the square, pixels; for "area" both sides are multiples of it, and a block of ``size`` x
+            ``size`` pixels becomes one visual token.
         resize: "crop": short side to c, then the centre; what published LISA weights saw, though a 16:9 frame loses
             44 % of its width. "pad": long side to c, mean colour around it. "squash": both sides to c. "corner", for
-            segmenters: long side to c, in the upper left corner, zeros beside it.
+            segmenters: long side to c, in the upper left corner, zeros beside it. "area": its shape is kept as well as
+            multiples of ``size`` allow, with ``min_pixels`` to ``max_pixels`` pixels.
         mean: per channel, of values 0..1 (of bytes for "corner"); taken off.
         std: per channel; divided by.
+        min_pixels, max_pixels: of "area".
     """
 
     size: int
     resize: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    min_pixels: int = 0
+    max_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class FrameMarks:
+    """Where a prompt shows the frames: plain data, which ``datasets.conversation`` follows.
+
+    Attributes:
+        frames: how many frames, in time order, stand behind one image mark; 0: all of them behind a single one.
+        stamps: the time of a mark's frames stands before it, as text.
+    """
+
+    frames: int = 0
+    stamps: bool = False
 
 
 @dataclass
@@ -43,7 +61,7 @@ class QuestionTensors:
     """One question about a video, tokenised, with what supervises its answer.
 
     Attributes:
-        input_ids: int64 [L]; whole conversation; at most one IMAGE_TOKEN_INDEX.
+        input_ids: int64 [L]; whole conversation; an IMAGE_TOKEN_INDEX for each image mark, or none.
         labels: int64 [L]; IGNORE_INDEX except on answer tokens.
         masks: uint8 {0, 1} [n_seg, m, H, W]; one tube per [SEG] in the answer, on the frames ``mask_frames``,
             at the video's original size. n_seg may be 0.
@@ -64,7 +82,7 @@ class VideoTensors:
 
     Attributes:
         video_id: for messages.
-        clip_pixels: float [T, 3, c, c], by the backbone's pixel rule.
+        clip_pixels: float [T, 3, h, w], by the backbone's pixel rule.
         sam_pixels: float [T, 3, S, S], long side resized to S, normalised, zero-padded right and bottom.
         resized_size: (h, w) of the image inside the S x S square.
         original_size: (H, W) of the frames on disk.

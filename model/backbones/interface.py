@@ -17,7 +17,7 @@ from transformers import DynamicCache, PretrainedConfig
 
 from model.fields import Rule
 from model.layout import Piece, Visual, count_tokens
-from utils.batch import PixelRule
+from utils.batch import FrameMarks, PixelRule
 from utils.errors import Problems
 
 
@@ -56,6 +56,11 @@ class Backbone(ABC):
     @abstractmethod
     def pixel_rule(cls, config: PretrainedConfig) -> PixelRule:
         """How frames become the pixels that :meth:`encode` takes."""
+
+    @classmethod
+    def frame_marks(cls, config: PretrainedConfig) -> FrameMarks:
+        """Where a prompt shows the frames: one image mark for each of :attr:`model.layout.Visual.grids`."""
+        return FrameMarks()
 
     @classmethod  # noqa: B027
     def note_contradictions(cls, config: PretrainedConfig, problems: Problems) -> None:
