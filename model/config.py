@@ -41,6 +41,9 @@ FIELDS: dict[str, tuple[Any, fields.Rule]] = {
 }
 """Default and rule of the configuration's own fields, whatever the backbone."""
 
+_TOLD = {"eos_token_id": None, "pad_token_id": None, "tie_word_embeddings": False}
+"""What a decoder's configuration always says, whether or not its class does."""
+
 _HEADLINE = "this MoRA configuration cannot be built"
 
 
@@ -141,6 +144,9 @@ class MoraConfig(PretrainedConfig):
             if name == "sam_config" and value is None:
                 value = segmenter_class(self.segmenter).default_config()
             setattr(self, name, _part(value, kind, name))
+        for name, default in _TOLD.items():
+            if not hasattr(self.text_config, name):
+                setattr(self.text_config, name, default)
         with fields.building("MoraConfig"):
             super().__init__(tie_word_embeddings=self.tie_word_embeddings, **kwargs)
         self.note_contradictions(problems)

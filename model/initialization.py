@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+WEIGHTED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
 def initialize_module(module: nn.Module, scheme: str) -> None:
@@ -69,11 +69,11 @@ def grid_positions(side: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def set_grid_positions(embedding: nn.Embedding) -> None:
-    """Fill a CLIP position embedding [1 + side**2, C] with :func:`grid_positions`; the class token gets zeros."""
+    """Fill a position embedding [side**2, C] with :func:`grid_positions`; CLIP's class token before it gets zeros."""
     count, width = embedding.weight.shape
-    side = math.isqrt(count - 1)
-    embedding.weight[0].zero_()
-    embedding.weight[1:] = grid_positions(side, width).to(embedding.weight)
+    side = math.isqrt(count)
+    embedding.weight[: count - side**2] = 0
+    embedding.weight[count - side**2 :] = grid_positions(side, width).to(embedding.weight)
 
 
 @torch.no_grad()

@@ -53,6 +53,10 @@ UNUSED = {
             "void_pixels",
         )
     },
+    **{
+        f"model/presets.py: {name}": "a size, asked for by its name"
+        for name in ("qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b", "tiny_qwen")
+    },
     "model/fields.py: maxother": _LIBRARY,
     "model/fields.py: maxstring": _LIBRARY,
     "model/initialization.py: num_embeddings": _LIBRARY,

@@ -84,8 +84,8 @@ class Backbone(ABC):
 
     @property
     def packs_questions(self) -> bool:
-        """Whether questions may share a row, which needs a mask that keeps them apart."""
-        return True
+        """Whether questions may share a row: flash attention takes no mask that would keep them apart."""
+        return "flash" not in (self.config.text_config._attn_implementation or "")
 
     @abstractmethod
     def encode(self, videos: Sequence[Tensor], frames_per_pass: int | None = None) -> list[Visual]:
@@ -156,7 +156,14 @@ def grad_if_trained(module: nn.Module) -> Iterator[None]:
         yield
 
 
-BACKBONES = {"llava": "model.backbones.llava:Llava"}
+def additive_mask(allowed: Tensor | None, dtype: torch.dtype, implementation: str | None) -> Tensor | None:
+    """A mask in the form that an attention wants: eager adds it to the scores, and a bool would be silently wrong."""
+    if allowed is None or implementation != "eager":
+        return allowed
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+BACKBONES = {"llava": "model.backbones.llava:Llava", "qwen3_vl": "model.backbones.qwen3_vl:Qwen3VL"}
 """``MoraConfig.backbone`` to module and class. The module is imported when a configuration first names it."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from model.backbones.interface import Backbone, grad_if_trained
+from model.backbones.interface import Backbone, additive_mask, grad_if_trained
 from model.fields import CLIP, FLAG, LAYERS, LLAMA, SIZE, one_of, optional, whole
 from model.layout import Visual
 from model.localization import TIME_FREQUENCIES, fourier_features, normalised_times
@@ -74,11 +74,6 @@ class Llava(Backbone):
         if config.text_config.head_dim % 2:
             problems.add("text_config.head_dim", f"is {config.text_config.head_dim}; rotary positions need an even one")
 
-    @property
-    def packs_questions(self) -> bool:
-        """Flash attention takes no mask that would keep questions apart."""
-        return "flash" not in (self.decoder.config._attn_implementation or "")
-
     def encode(self, videos: Sequence[Tensor], frames_per_pass: int | None = None) -> list[Visual]:
         tower, projector = self.part("vision_tower"), self.part("projector")
         pixels = torch.cat(list(videos))
@@ -100,13 +95,9 @@ class Llava(Backbone):
         places: Tensor | None = None,
         extras: Sequence[Tensor] = (),
     ) -> Tensor:
-        if allowed is not None and self.decoder.config._attn_implementation == "eager":
-            # Eager attention adds its mask to the scores; a bool there would be silently wrong.
-            lowest = torch.finfo(embeds.dtype).min
-            allowed = torch.zeros_like(allowed, dtype=embeds.dtype).masked_fill_(~allowed, lowest)
         return self.decoder.model(
             inputs_embeds=embeds,
-            attention_mask=allowed,
+            attention_mask=additive_mask(allowed, embeds.dtype, self.decoder.config._attn_implementation),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
