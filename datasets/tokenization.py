@@ -37,7 +37,7 @@ class MoraTokenizer(abc.ABC):
 
     Attributes:
         rule: "legacy" or "plain".
-        bos_token, eos_token: strings.
+        bos_token, eos_token: strings; no BOS is put in front where the files say that there is none.
         bos_id, eos_id: their ids.
     """
 
@@ -46,9 +46,10 @@ class MoraTokenizer(abc.ABC):
         self.rule = rule
         self.config = config
         self.specials = specials
-        self.bos_token = specials["bos_token"].content
+        self.bos_token = specials["bos_token"].content if "bos_token" in specials else None
         self.eos_token = specials["eos_token"].content
-        self.bos_id, self.eos_id = self.id_of(self.bos_token), self.id_of(self.eos_token)
+        self.bos_id = None if self.bos_token is None else self.id_of(self.bos_token)
+        self.eos_id = self.id_of(self.eos_token)
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -97,7 +98,8 @@ class MoraTokenizer(abc.ABC):
         """Write the files that hold the vocabulary, in the format they were read from."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, BOS first, IMAGE_TOKEN_INDEX at every ``<image>``; each chunk between is cut on its own."""
+        """Ids of a text, BOS first if there is one, IMAGE_TOKEN_INDEX at every ``<image>``; each chunk between is cut
+        on its own."""
         return self.encode_with_offsets(text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
@@ -106,7 +108,7 @@ class MoraTokenizer(abc.ABC):
         Returns:
             ids and begins, equally long; BOS begins at -1. A piece that takes the space before a word begins at it.
         """
-        ids, begins = [self.bos_id], [-1]
+        ids, begins = ([], []) if self.bos_id is None else ([self.bos_id], [-1])
         position = 0
         for index, chunk in enumerate(text.split(IMAGE)):
             if index:

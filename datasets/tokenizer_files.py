@@ -47,7 +47,8 @@ def read_specials(folder: Path, config: dict[str, Any]) -> dict[str, Special]:
     """Special tokens by key, as transformers 4.31 ends up with them.
 
     tokenizer_config.json is read first, where a bare string means "do not strip" (LlamaTokenizer wraps it so);
-    special_tokens_map.json overrides it, and there a bare string means "strip both sides".
+    special_tokens_map.json overrides it, and there a bare string means "strip both sides". A bos_token of null means
+    that there is none (Qwen).
 
     Raises:
         TokenizerError: a token is described by something else than a text or an object; all such keys are listed.
@@ -66,6 +67,8 @@ def read_specials(folder: Path, config: dict[str, Any]) -> dict[str, Special]:
             problems.add(f"{name}, additional_special_tokens", f"must be a list, not {type(more).__name__}")
         for key, (value, strips) in found.items():
             if value is None and key in _SPECIAL_KEYS:
+                if key == "bos_token" and key in source:  # told that there is none; Llama's default would be invented
+                    specials.pop(key, None)
                 continue
             special = _read_special(value, strips)
             if special is None:

@@ -1,6 +1,7 @@
 """Make the tokenizer of the tiny base: every word of the motion world is one token, and every other text still fits.
 
     python scripts/make_tiny_tokenizer.py --out assets/tiny_tokenizer
+    python scripts/make_tiny_tokenizer.py --kind qwen --out assets/tiny_qwen_tokenizer
 
 All bytes of UTF-8 are tokens, so any text comes back unchanged; on top of them stand whole words, most with the space
 before them. Words are listed, not counted, so the same ids come out on every machine. [SEG] and [LOC] take the space
@@ -21,7 +22,21 @@ from utils.errors import ConfigError
 from utils.files import atomic_write, write_json
 from utils.paths import require_own
 
-SPECIALS = ("<unk>", "<s>", "</s>", "[SEG]", "[LOC]", "<im_start>", "<im_end>")
+SPECIALS = {
+    "llava": ("<unk>", "<s>", "</s>", "[SEG]", "[LOC]", "<im_start>", "<im_end>"),
+    "qwen": (
+        *("<unk>", "<|endoftext|>", "<|im_end|>", "[SEG]", "[LOC]", "<|im_start|>"),
+        *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    ),
+}
+"""By kind: unknown, two that are skipped in what is shown, and tokens that stay."""
+
+NAMED = {
+    "llava": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"},
+    "qwen": {"bos_token": None, "eos_token": "<|im_end|>", "unk_token": None, "pad_token": "<|endoftext|>"},
+}
+"""By kind: what tokenizer_config.json calls them; Qwen's has no BOS and no unknown token."""
+
 TAKES_SPACE = ("[SEG]", "[LOC]")
 SIZE = 640
 """Ids in all: words, then reserved ids up to this number."""
@@ -65,25 +80,28 @@ FILLERS = """er ed ing es ly re on in at it an is th he"""
 LATER = "begins crosses rings"
 """Words that a later world needs: they take reserved ids, so that bases trained before keep theirs."""
 
+OF_KIND = {"llava": (), "qwen": ("user", "assistant", " seconds")}
+"""Words that only one template has."""
+
 
 def spaced(text: str) -> list[str]:
     """Words of a list, each with the space before it."""
     return [" " + word for word in text.split()]
 
 
-def vocabulary() -> list[str]:
-    """All tokens in the order of their ids, as the byte-level alphabet writes them.
+def vocabulary(kind: str) -> list[str]:
+    """All tokens in the order of their ids, as the byte-level alphabet writes them; ``kind`` is a key of SPECIALS.
 
     Raises:
         ValueError: the lists hold more words than SIZE leaves room for.
     """
     words = spaced(NAMES) + STARTS.split() + spaced(QUESTIONS) + spaced(MOTIONS) + spaced(CAPTIONS)
-    words += [*spaced(TEMPLATE), *TEMPLATE_MARKS, *FILLERS.split(), *spaced(LATER)]
+    words += [*spaced(TEMPLATE), *TEMPLATE_MARKS, *FILLERS.split(), *spaced(LATER), *OF_KIND[kind]]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     # Every byte of UTF-8 (13 of the 256 never occur in it), by characters that use them all.
     codes = [*range(0x800), *range(0x800, 0xD800, 64), *range(0xE000, 0x110000, 64)]
     letters = sorted(set("".join(piece for piece, _ in byte_level.pre_tokenize_str("".join(map(chr, codes))))))
-    tokens = [*SPECIALS, *letters]
+    tokens = [*SPECIALS[kind], *letters]
     for index, word in enumerate([*words, *(f"<reserved_{index}>" for index in range(SIZE))]):
         token = byte_level.pre_tokenize_str(word)[0][0]
         if token in tokens:
@@ -96,19 +114,21 @@ def vocabulary() -> list[str]:
     return tokens
 
 
-def build() -> tokenizers.Tokenizer:
+def build(kind: str = "llava") -> tokenizers.Tokenizer:
     """The tokenizer: byte-level pieces, cut so that whole words win over their parts (a unigram model)."""
     # Equal costs make the cut with the fewest pieces the best; the small slope breaks ties the same way everywhere.
-    scores = [(token, -10.0 - index * 1e-4) for index, token in enumerate(vocabulary())]
+    scores = [(token, -10.0 - index * 1e-4) for index, token in enumerate(vocabulary(kind))]
     engine = tokenizers.Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=False))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     spaces = [decoders.Replace(token, " " + token) for token in TAKES_SPACE]
     engine.decoder = decoders.Sequence([*spaces, decoders.ByteLevel()])
-    engine.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIALS[:3]])
+    engine.add_special_tokens(
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIALS[kind][:3]]
+    )
     engine.add_tokens(
         [
             tokenizers.AddedToken(token, special=False, normalized=False, lstrip=token in TAKES_SPACE)
-            for token in SPECIALS[3:]
+            for token in SPECIALS[kind][3:]
         ]
     )
     return engine
@@ -118,21 +138,19 @@ def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("assets/tiny_tokenizer"), help="folder to write")
+    parser.add_argument("--kind", choices=tuple(SPECIALS), default="llava", help="whose special tokens (%(default)s)")
     arguments = parser.parse_args()
     arguments.out = arguments.out.expanduser()
     try:
         require_own(arguments.out, ("tokenizer.json", "tokenizer_config.json"), "--out")
     except ConfigError as error:
         sys.exit(f"ConfigError: {error}")
-    engine = build()
+    engine = build(arguments.kind)
     with atomic_write(arguments.out / "tokenizer.json", "w") as stream:
         stream.write(engine.to_str(pretty=True) + "\n")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "pad_token": "<unk>",
+        **NAMED[arguments.kind],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 512,
         "padding_side": "right",

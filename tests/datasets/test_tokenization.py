@@ -182,12 +182,13 @@ def test_tiny_tokenizer_can_grow_and_be_saved(tiny, tmp_path):
     assert (again.rule, len(again)) == ("plain", len(tiny))
 
 
-def test_tiny_tokenizer_is_what_its_script_writes(project_root, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "folder"), [("llava", "tiny_tokenizer"), ("qwen", "tiny_qwen_tokenizer")])
+def test_tiny_tokenizer_is_what_its_script_writes(project_root, tmp_path, monkeypatch, kind, folder):
     from scripts import make_tiny_tokenizer
 
-    monkeypatch.setattr("sys.argv", ["make_tiny_tokenizer", "--out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["make_tiny_tokenizer", "--kind", kind, "--out", str(tmp_path)])
     make_tiny_tokenizer.main()
-    for path in sorted((project_root / "assets" / "tiny_tokenizer").iterdir()):
+    for path in sorted((project_root / "assets" / folder).iterdir()):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
