@@ -14,11 +14,12 @@ from datasets.collate import CorpusDataset, SampleProcessor
 from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.adapters import add_lora, set_trainable
+from model.backbones import BACKBONES
 from model.checkpoints import LoadReport, load_any, read_config, require_own_tokenizer
 from model.mora import MoraModel
 from training.checkpoints import Adapters, Provenance, network_of
-from training.settings import DataSettings, ModelSettings, TrainableSettings
-from utils.errors import TokenizerError
+from training.settings import PROGRAMS, DataSettings, ModelSettings, TrainableSettings
+from utils.errors import ConfigError, TokenizerError
 from utils.files import write_json
 from utils.flags import flags_of
 from utils.hub import resolve_folder
@@ -64,6 +65,30 @@ class Parts:
 def base_loc_mode(folder: Path) -> str:
     """The [LOC] head a base model has: "none", "global" or "frame"."""
     return read_config(folder).get("loc_mode", "none") if (folder / "config.json").is_file() else "none"
+
+
+def require_backbone(found: str | None, flags: ModelSettings) -> None:
+    """Refuse a base for which there is another program.
+
+    Args:
+        found: the backbone of the base; None if that is not known yet.
+        flags: which base; their class says the backbone.
+
+    Raises:
+        ConfigError: naming the right program.
+    """
+    if None not in (found, flags.backbone) and found != flags.backbone:
+        raise ConfigError(
+            f"--version {flags.version}: its backbone is {found}, and this program trains {flags.backbone}; use "
+            f"{PROGRAMS[found].program}"
+        )
+
+
+def told_backbone(folder: Path) -> str | None:
+    """The backbone that a base's ``config.json`` names; None if it does not."""
+    stored = read_config(folder)
+    kind = stored.get("backbone", "llava") if stored.get("model_type") == "mora" else stored.get("model_type")
+    return kind if isinstance(kind, str) and kind in BACKBONES else None
 
 
 def config_overrides(flags: ModelSettings, base: Path) -> dict[str, Any]:
@@ -135,6 +160,7 @@ def build_parts(
         ConfigError: flags that contradict each other or name nothing.
     """
     folder = resolve_folder(flags.version)
+    require_backbone(told_backbone(folder), flags)
     overrides = config_overrides(flags, folder)
     model, report = load_any(
         folder,
@@ -148,6 +174,7 @@ def build_parts(
         digest=digest,
         **overrides,
     )
+    require_backbone(model.config.backbone, flags)
     stored = read_config(folder)
     for name in sorted(overrides.keys() - {"loc_mode"}):
         before, now = stored.get(name), getattr(model.config, name)

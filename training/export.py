@@ -15,9 +15,10 @@ from torch import Tensor
 
 from model.adapters import merge_lora
 from model.checkpoints import CARD, CARD_FORMAT, LoadReport, digest_base, read_card, read_state_dict
+from model.config import known_fields
 from model.localization import build_loc_head
 from model.settings import PRECISIONS
-from training.assembly import Parts, base_loc_mode, build_parts, config_overrides
+from training.assembly import Parts, base_loc_mode, build_parts, config_overrides, told_backbone
 from training.checkpoints import (
     RUN_CARD,
     Provenance,
@@ -31,10 +32,10 @@ from training.checkpoints import (
     read_weights,
     take_provenance,
 )
-from training.settings import ModelSettings, TrainableSettings
+from training.settings import PROGRAMS, AnyModelSettings, TrainableSettings
 from utils.errors import CheckpointError, ConfigError, Problems
 from utils.files import atomic_directory, unusable_folder, write_json
-from utils.flags import each_flag, flag, flags_of, inputs_of, make_parser, note_mistakes, parse
+from utils.flags import each_flag, flag, flags_of, groups_of, inputs_of, make_parser, note_mistakes, parse
 from utils.hub import resolve_folder
 from utils.paths import note_inputs_overwritten, require_own
 from utils.processes import hold
@@ -58,8 +59,12 @@ or another base, is an error. Weights of other programs do not say it: then the 
 PATIENCE = 3600.0
 """Seconds to wait for another export to the same folder."""
 
-PUBLISHED = "--lora_alpha 16 --visual_mode frame --conv_type llava_llama_2 --answer_style fixed"
-"""What MoRA's published training used; shown where it has to be said."""
+PUBLISHED = {
+    "llava": "--lora_alpha 16 --visual_mode frame --conv_type llava_llama_2 --answer_style fixed",
+    "qwen3_vl": "--lora_alpha 16 --visual_mode video --conv_type qwen3_vl --answer_style bare --readout before "
+    "--frames_as images --no-timestamps --min_pixels 200704 --max_pixels 802816",
+}
+"""What MoRA's published training used on each backbone; shown where it has to be said."""
 
 
 @dataclass
@@ -92,7 +97,7 @@ class ExportSettings:
 class MergeSettings:
     """Everything that the flags of ``merge_lora_weights_and_save_hf_model.py`` say."""
 
-    model: ModelSettings
+    model: AnyModelSettings
     trainable: TrainableSettings
     export: ExportSettings
 
@@ -112,11 +117,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> MergeSettings:
         CheckpointError: ``--weight`` is a checkpoint folder that is not whole.
     """
     headline, problems, parser = "the export cannot start", Problems(), make_parser(MergeSettings, DESCRIPTION)
-    told = [name for group in (ModelSettings, TrainableSettings) for name, about in flags_of(group) if about.network]
+    groups = dict(groups_of(MergeSettings))
+    told = [name for key in ("model", "trainable") for name, about in flags_of(groups[key]) if about.network]
     parser.set_defaults(**{name: None for name in told if parser.get_default(name) != []})
     weight = Path(vars(parser.parse_args(argv))["weight"])
     if is_checkpoint(weight) and (weight / RUN_CARD).is_file():
-        stored, flags = read_run_card(weight).get("args", {}), (*flags_of(ModelSettings), *flags_of(ExportSettings))
+        stored = read_run_card(weight).get("args", {})
+        flags = (*flags_of(groups["model"]), *flags_of(groups["export"]))
         # What changes no course is not in the weights: where the base's parts lie, what it may lack.
         parser.set_defaults(**{name: stored[name] for name, about in flags if not about.course and name in stored})
     settings = parse(MergeSettings, parser, headline, argv)
@@ -172,7 +179,9 @@ def _compare(settings: MergeSettings, trained: Provenance, problems: Problems) -
     flags, trainable, adapters = settings.model, settings.trainable, trained.adapters
     if trainable.lora_target_modules is not None:
         trainable.lora_target_modules = ",".join(sorted(t.strip() for t in trainable.lora_target_modules.split(",")))
-    stored = [(flags, n, trained.network[about.network]) for n, about in flags_of(flags) if type(about.network) is str]
+    defaults = {name: default for name, (default, _) in known_fields(trained.network).items()}
+    network = {**defaults, **trained.network}  # of a field that is younger than the weights, the default is theirs
+    stored = [(flags, n, network.get(about.network)) for n, about in flags_of(flags) if type(about.network) is str]
     stored += [
         (trainable, "lora_r", adapters.r if adapters else 0),
         (trainable, "lora_alpha", adapters.alpha if adapters else None),
@@ -181,7 +190,9 @@ def _compare(settings: MergeSettings, trained: Provenance, problems: Problems) -
     ]
     for group, name, value in stored:
         given = getattr(group, name)
-        if given is not None and value is not None and given != value:
+        if given is not None and value is None and group is flags:
+            problems.add(f"--{name}", f"is not for weights of the backbone {network['backbone']}; leave it out")
+        elif given is not None and value is not None and given != value:
             problems.add(f"--{name}", f"{given}, but the weights were trained with {value}; leave it out")
         setattr(group, name, value)
     mode = trained.network["loc_mode"]
@@ -201,12 +212,14 @@ def _ask(settings: MergeSettings, state: Mapping[str, Tensor], problems: Problem
     trainable.lora_r = rank
     trainable.lora_target_modules = trainable.lora_target_modules or ",".join(adapter_targets(state))
     trainable.trainable = trainable.trainable or "default"
-    unknown = [f"--{n}" for n, about in flags_of(flags) if type(about.network) is str and getattr(flags, n) is None]
+    backbone = told_backbone(resolve_folder(flags.version)) or "llava"
+    own = [n for n, about in flags_of(dict(groups_of(PROGRAMS[backbone]))["model"]) if type(about.network) is str]
+    unknown = [f"--{n}" for n in own if getattr(flags, n) is None]
     if rank and trainable.lora_alpha is None:
         unknown.append("--lora_alpha")
     if unknown:
         problems.add(", ".join(unknown), f"the weights do not say what they were trained with; you must (as published: "
-                     f"{PUBLISHED})")  # fmt: skip
+                     f"{PUBLISHED[backbone]})")  # fmt: skip
     if flags.loc_mode is None and flags.seg_only is None and base_loc_mode(resolve_folder(flags.version)) == "none":
         flags.loc_mode = head_mode(state)
         flags.seg_only = flags.loc_mode is None

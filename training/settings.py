@@ -1,4 +1,4 @@
-"""The flags of ``train_ds.py``: what they mean, and every mistake in them listed at once."""
+"""The flags of the training programs: what they mean, and every mistake in them listed at once."""
 
 from __future__ import annotations
 
@@ -35,11 +35,34 @@ One process needs no launcher (python train_ds.py ...); torchrun and srun work t
 --precision fp32. A killed run goes on where its last checkpoint is when started again with --auto_resume.
 """
 
+QWEN_DESCRIPTION = """\
+Train MoRA on Qwen3-VL, under DeepSpeed ZeRO.
+
+Two stages, as published (the README of 2026 calls this program train_qwen3_ds.py):
+  1. on Refer-YouTube-VOS and MeViS:
+       deepspeed --num_gpus=4 train_qwen_ds.py --version Qwen/Qwen3-VL-8B-Instruct \\
+         --vision_pretrained sam_vit_h_4b8939.pth --dataset_dir ./dataset --dataset "refer_video_seg||mevis" \\
+         --sample_rates "1,1" --num_frames 5 --loc_mode global --exp_name stage1
+  2. on GroundMoRe, from a checkpoint of stage 1:
+       deepspeed --num_gpus=2 train_qwen_ds.py --version Qwen/Qwen3-VL-8B-Instruct \\
+         --vision_pretrained sam_vit_h_4b8939.pth --dataset groundmore --sample_rates 1 --steps_per_epoch 500 \\
+         --loc_mode global --init_from runs/stage1/ckpt_model_epoch_005 --exp_name stage2
+
+One process needs no launcher (python train_qwen_ds.py ...); torchrun and srun work too. Without a GPU add
+--precision fp32. A killed run goes on where its last checkpoint is when started again with --auto_resume.
+"""
+
 
 # fmt: off
 @dataclass
 class ModelSettings(shared.ModelSettings):
-    """Which network is built, on which base; for training and export."""
+    """Which network is built, on which base; for training and export.
+
+    Attributes:
+        backbone: the base must have it; None: any.
+    """
+
+    backbone: ClassVar[str | None] = "llava"
 
     version: str = flag(path=True, course=False, metavar="PATH", help="base model: a folder saved by this project, a "
                         "LISA/MoRA folder in the published layout, or the Hugging Face id of one")
@@ -65,6 +88,45 @@ class ModelSettings(shared.ModelSettings):
         if not Path(self.version).exists() and not is_hub_name(self.version):
             problems.add("--version", f"{self.version}: no such folder, and not a Hugging Face id (owner/name)")
         super().check(problems)
+
+
+@dataclass
+class QwenModelSettings(ModelSettings):
+    """:class:`ModelSettings` with what only Qwen3-VL has."""
+
+    backbone: ClassVar[str | None] = "qwen3_vl"
+
+    readout: str | None = flag(None, choices=CHOICES["readout"], network="readout", help="which state stands for [SEG] "
+                               "and [LOC]: before: the one that predicts the token, as MoRA on LISA; at: the one at "
+                               "the token (default: the base's, for Qwen3-VL itself 'before')")
+    frames_as: str | None = flag(None, choices=("images", "video"), network="frames_as", help="Qwen3-VL: each frame as "
+                                 "an image of its own, or as a video, whose neighbours share their tokens two by two "
+                                 "(default: the base's, for Qwen3-VL itself 'images')")
+    timestamps: bool | None = flag(None, network="timestamps", help="Qwen3-VL: write the time before each frame or "
+                                   "pair (default: the base's, for Qwen3-VL itself not)")
+    min_pixels: int | None = flag(None, names=("--min_pixels", "--qwen_min_pixels"), at_least=1, network="min_pixels",
+                                  help="Qwen3-VL: least pixels of a resized frame, also in a video; 32 x 32 are one "
+                                  "token (default: the base's, for Qwen3-VL itself 200704)")
+    max_pixels: int | None = flag(None, names=("--max_pixels", "--qwen_max_pixels"), at_least=1, network="max_pixels",
+                                  help="Qwen3-VL: most pixels of a resized frame (default: the base's, for Qwen3-VL "
+                                  "itself 802816)")
+
+    def check(self, problems: Problems) -> None:
+        """Note contradictions and missing files."""
+        if self.backbone and self.visual_mode == "pooled":
+            problems.add("--visual_mode", "'pooled' does not go with Qwen3-VL; use 'video' or 'frame'")
+        if self.backbone and self.conv_type not in (None, "qwen3_vl"):
+            problems.add("--conv_type", f"{self.conv_type} is not Qwen3-VL's; leave it out")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            problems.add("--min_pixels", f"{self.min_pixels} is more than --max_pixels {self.max_pixels}")
+        super().check(problems)
+
+
+@dataclass
+class AnyModelSettings(QwenModelSettings):
+    """Whichever backbone the base has."""
+
+    backbone: ClassVar[str | None] = None
 
 
 @dataclass
@@ -128,6 +190,14 @@ class DataSettings:
 
 
 @dataclass
+class QwenDataSettings(DataSettings):
+    """:class:`DataSettings` with Qwen3-VL's way to count."""
+
+    model_max_length: int = flag(4096, at_least=8, help="longest conversation in tokens, the visual ones included; "
+                                 "frames that do not fit are made smaller, which is said (%(default)s)")
+
+
+@dataclass
 class OptimizerSettings:
     """Steps, rates and losses."""
 
@@ -166,6 +236,13 @@ class OptimizerSettings:
         if self.warmup_steps > self.total_steps:
             problems.add("--warmup_steps", f"{self.warmup_steps} is more than all {self.total_steps} steps (epochs x "
                          "steps_per_epoch)")
+
+
+@dataclass
+class QwenOptimizerSettings(OptimizerSettings):
+    """:class:`OptimizerSettings` with the length of the published first stage."""
+
+    steps_per_epoch: int = flag(1000, at_least=1, help="optimizer steps per epoch (%(default)s)")
 
 
 @dataclass
@@ -229,7 +306,10 @@ class RunSettings:
 # fmt: on
 @dataclass
 class TrainingSettings:
-    """Everything that the flags of ``train_ds.py`` say."""
+    """Everything that the flags of a training program say; here those of ``train_ds.py``."""
+
+    program: ClassVar[str] = "train_ds.py"
+    description: ClassVar[str] = DESCRIPTION
 
     model: ModelSettings
     trainable: TrainableSettings
@@ -239,23 +319,41 @@ class TrainingSettings:
     run: RunSettings
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``train_ds.py``; ``--help`` shows the two stages and every flag by group."""
-    return make_parser(TrainingSettings, DESCRIPTION)
+@dataclass
+class QwenTrainingSettings(TrainingSettings):
+    """Everything that the flags of ``train_qwen_ds.py`` say."""
+
+    program: ClassVar[str] = "train_qwen_ds.py"
+    description: ClassVar[str] = QWEN_DESCRIPTION
+
+    model: QwenModelSettings
+    data: QwenDataSettings
+    optimizer: QwenOptimizerSettings
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> TrainingSettings:
+PROGRAMS: dict[str, type[TrainingSettings]] = {"llava": TrainingSettings, "qwen3_vl": QwenTrainingSettings}
+"""Settings of the program that trains on a backbone."""
+
+
+def build_parser(backbone: str = "llava") -> argparse.ArgumentParser:
+    """The parser of a training program; ``--help`` shows the two stages and every flag by group."""
+    return make_parser(PROGRAMS[backbone], PROGRAMS[backbone].description)
+
+
+def parse_arguments(argv: Sequence[str] | None = None, backbone: str = "llava") -> TrainingSettings:
     """Parse and check.
 
     Args:
         argv: arguments without the program's name; None takes those of the process.
+        backbone: one of :data:`PROGRAMS`.
 
     Raises:
         ConfigError: with every mistake that is found.
         SystemExit: from argparse, on an unknown flag.
     """
-    headline, problems = "train_ds.py cannot start", Problems()
-    settings = parse(TrainingSettings, build_parser(), headline, argv)
+    kind, problems = PROGRAMS[backbone], Problems()
+    headline = f"{kind.program} cannot start"
+    settings = parse(kind, build_parser(backbone), headline, argv)
     note_mistakes(settings, problems)
     problems.raise_if_any(ConfigError, headline)
     return settings

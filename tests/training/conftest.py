@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets.tokenization import load_tokenizer
-from model.presets import build, tiny
+from model.presets import build, tiny, tiny_qwen
 from utils.processes import start_world, stop_world
 
 SIZE = 64
@@ -33,6 +33,23 @@ def tiny_base(tmp_path_factory, project_root) -> Path:
         vocab_size=len(tokenizer), seg_token_id=tokenizer.id_of("[SEG]"), loc_token_id=tokenizer.id_of("[LOC]")
     )
     folder = tmp_path_factory.mktemp("tiny_base")
+    build(config).save_pretrained(folder)
+    tokenizer.save(folder)
+    return folder
+
+
+def small_qwen(**overrides):
+    """The tiny Qwen3-VL, made smaller still."""
+    fields = {"llm_layers": 2, "tower_layers": 2, "sam_config": small_config().sam_config, **overrides}
+    return tiny_qwen(**fields)
+
+
+@pytest.fixture(scope="session")
+def qwen_base(tmp_path_factory, project_root) -> Path:
+    """Folder of a Qwen3-VL base with random weights: its tiny tokenizer, free rows, no [LOC] head."""
+    tokenizer = load_tokenizer(project_root / "assets" / "tiny_qwen_tokenizer")
+    config = small_qwen(vocab_size=len(tokenizer) + 3, seg_token_id=tokenizer.id_of("[SEG]"), loc_mode="none")
+    folder = tmp_path_factory.mktemp("qwen_base")
     build(config).save_pretrained(folder)
     tokenizer.save(folder)
     return folder

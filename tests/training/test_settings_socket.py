@@ -12,7 +12,7 @@ import training.export
 import training.settings
 from training.export import MergeSettings, export
 from training.run import train
-from training.settings import DataSettings, ModelSettings, TrainingSettings
+from training.settings import AnyModelSettings, DataSettings, ModelSettings, TrainingSettings
 from utils.errors import CheckpointError, ConfigError
 from utils.flags import flag
 
@@ -35,16 +35,20 @@ class WiderTraining(TrainingSettings):
 
 
 @dataclass
+class WiderMergedModel(AnyModelSettings):
+    clip_resize: str | None = flag(None, choices=("crop", "pad"), network="clip_resize", help="how frames are cut")
+
+
+@dataclass
 class WiderMerge(MergeSettings):
-    model: WiderModel
+    model: WiderMergedModel
 
 
 @pytest.fixture
 def parse(tiny_base, tiny_corpus, tmp_path, monkeypatch, world):
     """Parses flags of train_ds.py where the program's settings have three fields more."""
-    monkeypatch.setattr(training.settings, "TrainingSettings", WiderTraining)
+    monkeypatch.setitem(training.settings.PROGRAMS, "llava", WiderTraining)
     monkeypatch.setattr(training.export, "MergeSettings", WiderMerge)
-    monkeypatch.setattr(training.export, "ModelSettings", WiderModel)
     return lambda *extra: training.settings.parse_arguments(
         ["--version", str(tiny_base), "--dataset_dir", str(tiny_corpus), "--dataset", "groundmore", "--precision",
          "fp32", "--epochs", "1", "--steps_per_epoch", "1", "--warmup_steps", "1", "--grad_accumulation_steps", "1",
