@@ -15,9 +15,16 @@ from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.adapters import add_lora, set_trainable
 from model.backbones import BACKBONES
-from model.checkpoints import LoadReport, load_any, read_config, require_own_tokenizer
+from model.checkpoints import (
+    Adapters,
+    LoadReport,
+    Provenance,
+    load_any,
+    network_of,
+    read_config,
+    require_own_tokenizer,
+)
 from model.mora import MoraModel
-from training.checkpoints import Adapters, Provenance, network_of
 from training.settings import PROGRAMS, DataSettings, ModelSettings, TrainableSettings
 from utils.errors import ConfigError, TokenizerError
 from utils.files import write_json

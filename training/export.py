@@ -14,17 +14,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model.adapters import merge_lora
-from model.checkpoints import CARD, CARD_FORMAT, LoadReport, digest_base, read_card, read_state_dict
+from model.checkpoints import (
+    CARD,
+    CARD_FORMAT,
+    LoadReport,
+    Provenance,
+    differences,
+    digest_base,
+    read_card,
+    read_state_dict,
+)
 from model.config import known_fields
 from model.localization import build_loc_head
 from model.settings import PRECISIONS
 from training.assembly import Parts, base_loc_mode, build_parts, config_overrides, told_backbone
 from training.checkpoints import (
     RUN_CARD,
-    Provenance,
     adapter_rank,
     adapter_targets,
-    differences,
     fit_weights,
     is_checkpoint,
     plain_name,

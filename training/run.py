@@ -13,16 +13,9 @@ import numpy as np
 import torch
 
 from datasets.collate import collate
+from model.checkpoints import Provenance, attach_provenance, differences
 from training.assembly import Parts, build_dataset, build_parts, choose_attention, describe_dataset
-from training.checkpoints import (
-    RUN_CARD,
-    CheckpointStore,
-    Provenance,
-    attach_provenance,
-    differences,
-    initialise_from,
-    read_run_card,
-)
+from training.checkpoints import RUN_CARD, CheckpointStore, initialise_from, read_run_card
 from training.engine import Trainer, start_engine
 from training.logging import set_aside_logs
 from training.pictures import SamplePicture

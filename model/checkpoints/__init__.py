@@ -5,15 +5,29 @@ from model.checkpoints.card import CARD, CARD_FORMAT, read_card, require_own_tok
 from model.checkpoints.files import read_config, read_state_dict, strip_wrappers
 from model.checkpoints.lisa import rename_published
 from model.checkpoints.opening import digest_base, load_any
+from model.checkpoints.provenance import (
+    PROVENANCE,
+    Adapters,
+    Provenance,
+    attach_provenance,
+    differences,
+    network_of,
+)
 from model.checkpoints.report import LoadReport
 from model.checkpoints.sam import read_sam, sam_config_of
 
 __all__ = [
     "CARD",
     "CARD_FORMAT",
+    "PROVENANCE",
+    "Adapters",
     "LoadReport",
+    "Provenance",
+    "attach_provenance",
+    "differences",
     "digest_base",
     "load_any",
+    "network_of",
     "read_card",
     "read_config",
     "read_sam",

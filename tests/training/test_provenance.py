@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datasets.tokenization import load_tokenizer
-from model.checkpoints import digest_base, load_any
+from model.checkpoints import PROVENANCE, Adapters, Provenance, differences, digest_base, load_any
 from training import convert
-from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences
 from training.checkpoints.weights import read_weights, take_provenance
 from training.export import export, parse_arguments
 from training.run import train
@@ -170,7 +169,7 @@ def test_a_base_with_another_tokenizer_is_refused(headless, run, tmp_path):
 
 def test_weights_that_say_nothing_are_asked_about(headless, run, tmp_path, capsys):
     state = read_weights(run)
-    del state[TENSOR]
+    del state[PROVENANCE]
     save_file(state, tmp_path / "foreign.safetensors")
     with pytest.raises(ConfigError) as caught:
         exporting(headless, tmp_path / "foreign.safetensors", tmp_path / "out")
@@ -186,7 +185,7 @@ def test_weights_that_say_nothing_are_asked_about(headless, run, tmp_path, capsy
 def test_a_checkpoint_of_an_earlier_version_is_understood(headless, run, tmp_path):
     """It has config.json and run.json, and neither the tensor nor the base's digest."""
     state = read_weights(run)
-    del state[TENSOR]
+    del state[PROVENANCE]
     folder = tmp_path / "old"
     folder.mkdir()
     for name in ("config.json", "run.json", "latest"):
@@ -237,14 +236,14 @@ def test_a_loc_head_may_come_with_init_from(headless, tiny_corpus, tmp_path, wor
 
 def test_damaged_words_are_refused(run, tmp_path):
     state = read_weights(run)
-    for tensor in (state[TENSOR][:-3], torch.full((5,), 200, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8)):
-        with pytest.raises(CheckpointError, match=f"w.pt: its tensor '{TENSOR}' is damaged"):
-            take_provenance(tmp_path / "w.pt", {TENSOR: tensor})
+    for tensor in (state[PROVENANCE][:-3], torch.full((5,), 200, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8)):
+        with pytest.raises(CheckpointError, match=f"w.pt: its tensor '{PROVENANCE}' is damaged"):
+            take_provenance(tmp_path / "w.pt", {PROVENANCE: tensor})
     for value in ([], {}, {"format": 9}, {"format": 1, "network": 3, "adapters": None, "trainable": "all"}):
         with pytest.raises(CheckpointError, match="cannot be read"):
             Provenance.from_dict(value, "w.pt")
-    floats = take_provenance("w.pt", {TENSOR: state[TENSOR].float()})  # what older converters make of it
-    assert floats == take_provenance("w.pt", {TENSOR: state[TENSOR]})
+    floats = take_provenance("w.pt", {PROVENANCE: state[PROVENANCE].float()})  # what older converters make of it
+    assert floats == take_provenance("w.pt", {PROVENANCE: state[PROVENANCE]})
 
 
 def test_what_only_one_side_knows_is_no_contradiction():

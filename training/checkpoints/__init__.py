@@ -1,7 +1,6 @@
 """Checkpoints of a run, the weights in them, and what these belong to."""
 
 from training.checkpoints.files import RUN_CARD, UNRECORDED, read_run_card
-from training.checkpoints.provenance import Adapters, Provenance, attach_provenance, differences, network_of
 from training.checkpoints.store import CheckpointStore
 from training.checkpoints.weights import (
     adapter_rank,
@@ -15,7 +14,6 @@ from training.checkpoints.weights import (
 )
 
 __all__ = [
-    "RUN_CARD", "UNRECORDED", "Adapters", "CheckpointStore", "Provenance", "adapter_rank", "adapter_targets",
-    "attach_provenance", "differences", "fit_weights", "initialise_from", "is_checkpoint", "network_of", "plain_name",
-    "read_run_card", "read_weights", "take_provenance",
+    "RUN_CARD", "UNRECORDED", "CheckpointStore", "adapter_rank", "adapter_targets", "fit_weights", "initialise_from",
+    "is_checkpoint", "plain_name", "read_run_card", "read_weights", "take_provenance",
 ]  # fmt: skip

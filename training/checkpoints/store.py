@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from model.checkpoints import PROVENANCE
 from training.checkpoints.digests import DIGESTS, check_digests, digest_files, listed_files
 from training.checkpoints.digests import FORMAT as DIGESTS_FORMAT
 from training.checkpoints.files import (
@@ -37,7 +38,6 @@ from training.checkpoints.files import (
     read_run_card,
     tag_folder,
 )
-from training.checkpoints.provenance import TENSOR
 from training.checkpoints.random_states import random_states, restore_random_states
 from training.checkpoints.weights import fit_weights, plain_name
 from utils.errors import CheckpointError, ConfigError, MoraError, Problems
@@ -70,7 +70,7 @@ def load_trained_weights(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> 
         CheckpointError: a trained tensor is missing, one is unknown, or shapes differ; all are named.
     """
     # What they belong to was compared before; this run writes its own.
-    src = {plain_name(name): value for name, value in src.items() if name != TENSOR}
+    src = {plain_name(name): value for name, value in src.items() if name != PROVENANCE}
     report = fit_weights(dst, src, "the checkpoint")
     trained = {plain_name(name) for name, parameter in dst.named_parameters() if parameter.requires_grad}
     missing = sorted(trained & set(report.missing))

@@ -17,12 +17,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoints import LoadReport, read_config, read_state_dict, rename_published, strip_wrappers
+from model.checkpoints import (
+    PROVENANCE,
+    Adapters,
+    LoadReport,
+    Provenance,
+    differences,
+    network_of,
+    read_config,
+    read_state_dict,
+    rename_published,
+    strip_wrappers,
+)
 from model.config import MoraConfig
 from model.mora import MoraModel
 from training.checkpoints.digests import check_digests
 from training.checkpoints.files import check_states, read_run_card, tag_folder
-from training.checkpoints.provenance import TENSOR, Adapters, Provenance, differences, network_of
 from utils.errors import CheckpointError
 from utils.tensors import require_finite
 
@@ -91,7 +101,7 @@ def take_provenance(path: str | Path, state: dict[str, Tensor]) -> Provenance | 
     Raises:
         CheckpointError: it is there and cannot be read.
     """
-    tensor = state.pop(TENSOR, None)
+    tensor = state.pop(PROVENANCE, None)
     if tensor is not None:
         return Provenance.from_tensor(tensor, str(path))
     path = Path(path)

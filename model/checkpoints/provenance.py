@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.config import MoraConfig
 from utils.errors import CheckpointError
 
-TENSOR = "provenance"
+PROVENANCE = "provenance"
 """Name of the tensor: UTF-8 JSON, one byte per element."""
 
 _FORMAT = 1
@@ -110,14 +110,14 @@ class Provenance:
             value = json.loads(bytes(tensor.to(torch.uint8).tolist()).decode())
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{source}: its tensor '{TENSOR}' is damaged ({error}); convert or copy the checkpoint again"
+                f"{source}: its tensor '{PROVENANCE}' is damaged ({error}); convert or copy the checkpoint again"
             ) from None
         return cls.from_dict(value, source)
 
 
 def attach_provenance(model: nn.Module, provenance: Provenance) -> None:
     """Let the weights of ``model`` carry their provenance from now on, as a buffer that checkpoints hold."""
-    model.register_buffer(TENSOR, provenance.as_tensor())
+    model.register_buffer(PROVENANCE, provenance.as_tensor())
 
 
 def network_of(config: MoraConfig) -> dict[str, Any]:
