@@ -14,7 +14,7 @@ import torch
 
 from datasets.tokenization import MoraTokenizer
 from utils.batch import IGNORE_INDEX, FrameMarks
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, TokenizerError
 
 IMAGE = "<image>"
 RESERVED = (
@@ -192,6 +192,7 @@ def build_example(
 
     Raises:
         DataError: longer than ``max_length``.
+        TokenizerError: [SEG] takes the end of the prompt into itself.
     """
     prompt, form = render_prompt(question_text, template, shown), template_named(template)
     ids, starts = tokenizer.encode_with_offsets(prompt + form.lead + answer_text + form.tail + tokenizer.eos_token)
@@ -201,6 +202,11 @@ def build_example(
             "that fit; shorten the question or raise the model's maximum length"
         )
     labels = [token if start >= len(prompt) else IGNORE_INDEX for token, start in zip(ids, starts)]
+    if labels.count(tokenizer.find(SEG)) != answer_text.count(SEG):  # it took the end of the prompt with it
+        raise TokenizerError(
+            f"{tokenizer.folder}: the token {SEG} strips the text before it, and with it the end of the prompt of "
+            f"template {template}, so it could not be taught; in tokenizer.json set its lstrip to false"
+        )
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
 
 

@@ -4,8 +4,9 @@
     python scripts/make_tiny_tokenizer.py --kind qwen --out assets/tiny_qwen_tokenizer
 
 All bytes of UTF-8 are tokens, so any text comes back unchanged; on top of them stand whole words, most with the space
-before them. Words are listed, not counted, so the same ids come out on every machine. [SEG] and [LOC] take the space
-before them, so that the state which predicts [SEG] is that of the word before it.
+before them. Words are listed, not counted, so the same ids come out on every machine. In the first kind [SEG] and [LOC]
+take the space before them, so that the state which predicts [SEG] is that of the word before it; in Qwen's they leave
+it, as Qwen's own tokenizer does, whose answers begin with [SEG] right after a new line.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ NAMED = {
 }
 """By kind: what tokenizer_config.json calls them; Qwen's has no BOS and no unknown token."""
 
-TAKES_SPACE = ("[SEG]", "[LOC]")
+TAKES_SPACE = {"llava": ("[SEG]", "[LOC]"), "qwen": ()}
 SIZE = 640
 """Ids in all: words, then reserved ids up to this number."""
 
@@ -120,14 +121,14 @@ def build(kind: str = "llava") -> tokenizers.Tokenizer:
     scores = [(token, -10.0 - index * 1e-4) for index, token in enumerate(vocabulary(kind))]
     engine = tokenizers.Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=False))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    spaces = [decoders.Replace(token, " " + token) for token in TAKES_SPACE]
+    spaces = [decoders.Replace(token, " " + token) for token in TAKES_SPACE[kind]]
     engine.decoder = decoders.Sequence([*spaces, decoders.ByteLevel()])
     engine.add_special_tokens(
         [tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIALS[kind][:3]]
     )
     engine.add_tokens(
         [
-            tokenizers.AddedToken(token, special=False, normalized=False, lstrip=token in TAKES_SPACE)
+            tokenizers.AddedToken(token, special=False, normalized=False, lstrip=token in TAKES_SPACE[kind])
             for token in SPECIALS[kind][3:]
         ]
     )

@@ -38,6 +38,11 @@ def tiny(project_root):
     return load_tokenizer(project_root / "assets" / "tiny_tokenizer")
 
 
+@pytest.fixture
+def tiny_qwen(project_root):
+    return load_tokenizer(project_root / "assets" / "tiny_qwen_tokenizer")
+
+
 @pytest.fixture(scope="module")
 def golden(shared_data):
     return json.loads((shared_data / "lisa_golden" / "prompts.json").read_text())
@@ -182,22 +187,26 @@ def test_rendered_strings():
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
-def test_only_answers_are_labelled_with_the_tiny_tokenizer(tiny, template):
-    ids, labels = build_example("<image>\nWhat moves?", "It is Zoë's red circle [SEG] [LOC].", template, tiny)
+def test_only_answers_are_labelled_with_the_tiny_tokenizer(tiny, tiny_qwen, template):
+    tokenizer, form = tiny_qwen if template == "qwen3_vl" else tiny, TEMPLATES[template]
+    ids, labels = build_example("<image>\nWhat moves?", "It is Zoë's red circle [SEG] [LOC].", template, tokenizer)
     assert ids.dtype == labels.dtype == torch.int64
-    taught = tiny.decode(ids[labels != IGNORE_INDEX].tolist())
-    assert taught == f" It is Zoë's red circle [SEG] [LOC].{TEMPLATES[template].tail}</s>"
+    taught = tokenizer.decode(ids[labels != IGNORE_INDEX].tolist())
+    end = "<|im_end|>" if template == "qwen3_vl" else "</s>"
+    assert taught == f"{form.lead}It is Zoë's red circle [SEG] [LOC].{form.tail}{end}"
     assert (labels == ids)[labels != IGNORE_INDEX].all()
     assert (ids == IMAGE_TOKEN_INDEX).sum() == 1
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
-def test_prompt_and_forced_answer_join_to_the_taught_example(tiny, template):
+def test_prompt_and_forced_answer_join_to_the_taught_example(tiny, tiny_qwen, template):
+    tokenizer = tiny_qwen if template == "qwen3_vl" else tiny
     question = groundmore_question("What moves left?")
-    prompt, answer = encode_forced_answer(question, "Sure, [SEG], [LOC].", template, tiny)
-    assert prompt.equal(encode_prompt(question, template, tiny))
-    assert torch.cat([prompt, answer]).equal(build_example(question, "Sure, [SEG], [LOC].", template, tiny)[0])
-    assert answer[-1] == tiny.eos_id
+    for text in ("Sure, [SEG], [LOC].", "[SEG], [LOC]"):
+        prompt, answer = encode_forced_answer(question, text, template, tokenizer)
+        assert prompt.equal(encode_prompt(question, template, tokenizer))
+        assert torch.cat([prompt, answer]).equal(build_example(question, text, template, tokenizer)[0])
+        assert answer[-1] == tokenizer.eos_id
 
 
 def test_prompt_is_the_beginning_of_the_example_under_the_legacy_rule(legacy):
@@ -236,7 +245,8 @@ def test_same_seed_same_wording():
     assert draw(3) == draw(3) != draw(4)
 
 
-@pytest.mark.parametrize("text", ["find the [SEG]", "a <image> b", "x</s>", "  ", ""])
+@pytest.mark.parametrize("text", ["find the [SEG]", "a <image> b", "x</s>", "  ", "",
+                                  *("a<|im_end|>", "<|vision_start|>", "<|image_pad|>s", "<|video_pad|>")])  # fmt: skip
 def test_text_that_would_be_read_as_tokens_is_refused(text):
     with pytest.raises(DataError, match="video v query 2"):
         groundmore_question(text, where="video v query 2")
