@@ -85,7 +85,11 @@ class Qwen3VL(Backbone):
     def networks(cls, config: Any) -> dict[str, nn.Module]:
         text, vision = config.text_config, config.vision_config
         whole_config = Qwen3VLConfig(
-            text_config=text, vision_config=vision, tie_word_embeddings=text.tie_word_embeddings
+            text_config=text,
+            vision_config=vision,
+            tie_word_embeddings=text.tie_word_embeddings,
+            # Unless told, the library forgets what was chosen for each part.
+            attn_implementation={name: getattr(config, name)._attn_implementation for name in cls.parts},
         )
         network = Qwen3VLForConditionalGeneration(whole_config)
         network.model.visual.pos_embed.grid_init = True  # see model.initialization

@@ -79,6 +79,14 @@ class Worlds:
         )
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give ``visual_mode`` and ``loc_mode`` what the module lists as MODES."""
+    names = ("visual_mode", "loc_mode")
+    marks = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if set(names) <= set(metafunc.fixturenames) and not any("visual_mode" in mark for mark in marks):
+        metafunc.parametrize(names, metafunc.module.MODES)
+
+
 @pytest.fixture(scope="session")
 def worlds() -> Worlds:
     """Factory of tiny models and videos."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from model import answering
@@ -32,7 +31,6 @@ def as_training_question(prompt, ids, eos, size):
     )
 
 
-@pytest.mark.parametrize(("visual_mode", "loc_mode"), MODES)
 def test_generated_states_masks_and_times_equal_the_training_forward(
     worlds, model_of, monkeypatch, visual_mode, loc_mode, cached
 ):

@@ -10,7 +10,7 @@ from utils.batch import IMAGE_TOKEN_INDEX, MoraBatch
 from utils.errors import ConfigError, DataError
 
 MODES = [("video", "global"), ("pooled", "global"), ("frame", "global"), ("frame", "frame"), ("video", "none")]
-modes = pytest.mark.parametrize("visual_mode, loc_mode", MODES)
+"""For every test with ``visual_mode`` and ``loc_mode`` that does not say otherwise."""
 
 
 def close(a, b):
@@ -31,6 +31,11 @@ def cut(question):
     return question.input_ids[:start], question.input_ids[start:-1]
 
 
+def shift_of(visual):
+    """By how much the text after the images lies further back than its ids."""
+    return visual.tokens.shape[1] - len(visual.grids)
+
+
 def same_answer(a, b):
     assert a.token_ids == b.token_ids
     assert torch.equal(a.has_seg, b.has_seg)
@@ -41,7 +46,6 @@ def same_answer(a, b):
         close(a.loc_probs, b.loc_probs)
 
 
-@modes
 def test_cached_reading_equals_reading_everything_again(worlds, model_of, visual_mode, loc_mode):
     model = model_of(visual_mode, loc_mode)
     video = worlds.video(1, 3, segs=[1, 2, 0])
@@ -58,24 +62,22 @@ def test_cached_reading_equals_reading_everything_again(worlds, model_of, visual
         close(fast.logits, slow.logits)
         close(fast.seg_states, slow.seg_states)
         assert fast.seg_states.shape == (q.masks.shape[0], rows if image else 1, 64)
-        assert fast.states.shape[1] == q.input_ids.numel() + (context.visual.tokens.shape[1] - 1 if image else 0)
+        assert fast.states.shape[1] == q.input_ids.numel() + (shift_of(context.visual) if image else 0)
 
 
-@modes
 def test_states_are_those_one_before_the_token(worlds, model_of, visual_mode, loc_mode, cached):
     model = model_of(visual_mode, loc_mode)
     video = worlds.video(1, 3, segs=[2])
     context = encode(model, video)
     ids = video.questions[0].input_ids
     (read,) = answering.read(model, context, [ids])
-    offset = context.visual.tokens.shape[1] - 1
+    offset = shift_of(context.visual)
     for number, place in enumerate((ids == worlds.seg).nonzero().flatten().tolist()):
         close(read.seg_states[number], read.states[:, place + offset - 1])
-    after = ids.tolist().index(IMAGE_TOKEN_INDEX) + 1
+    after = (ids == IMAGE_TOKEN_INDEX).nonzero().max() + 1
     close(read.logits[:, 3], model.language_model.lm_head(read.states[:, after + 3 + offset - 1]))
 
 
-@modes
 def test_forced_answers_equal_the_training_forward(worlds, model_of, visual_mode, loc_mode, cached):
     model = model_of(visual_mode, loc_mode)
     video = worlds.video(4, 4, segs=[1, 1, 0])
@@ -94,7 +96,6 @@ def test_forced_answers_equal_the_training_forward(worlds, model_of, visual_mode
             close(said.loc_probs, wanted["loc_logits"].sigmoid())
 
 
-@modes
 def test_generated_equals_forced_with_the_same_words(worlds, model_of, visual_mode, loc_mode, cached):
     model = model_of(visual_mode, loc_mode)
     video = worlds.video(5, 3, segs=[1, 1])
@@ -117,7 +118,6 @@ def test_generated_equals_forced_with_the_same_words(worlds, model_of, visual_mo
         same_answer(a, b)
 
 
-@modes
 def test_generation_is_greedy_and_stops(worlds, model_of, visual_mode, loc_mode):
     """Against a plain loop over one row, growing one token at a time."""
     model = model_of(visual_mode, loc_mode)
@@ -140,7 +140,6 @@ def test_generation_is_greedy_and_stops(worlds, model_of, visual_mode, loc_mode)
             assert short.token_ids[row] == kept and len(tokens) == 6
 
 
-@modes
 def test_together_equals_one_by_one(worlds, model_of, visual_mode, loc_mode):
     model = model_of(visual_mode, loc_mode)
     video = worlds.video(7, 3, segs=[1, 2, 0, 1])
