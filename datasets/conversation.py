@@ -14,7 +14,7 @@ import torch
 
 from datasets.tokenization import MoraTokenizer
 from utils.batch import IGNORE_INDEX, FrameMarks
-from utils.errors import ConfigError, DataError, TokenizerError
+from utils.errors import ConfigError, DataError
 
 IMAGE = "<image>"
 RESERVED = (
@@ -192,21 +192,18 @@ def build_example(
 
     Raises:
         DataError: longer than ``max_length``.
-        TokenizerError: [SEG] takes the end of the prompt into itself.
     """
     prompt, form = render_prompt(question_text, template, shown), template_named(template)
-    ids, starts = tokenizer.encode_with_offsets(prompt + form.lead + answer_text + form.tail + tokenizer.eos_token)
+    # Without a space between them an answer is cut on its own, as one that is generated is: [SEG] may strip the text
+    # before it, and would take the prompt's last token with it.
+    taught, cut = form.lead + answer_text + form.tail + tokenizer.eos_token, 0 if form.lead else len(prompt)
+    ids, starts = tokenizer.encode_with_offsets(prompt + taught, cut)
     if max_length is not None and len(ids) > max_length:
         raise DataError(
             f"{where or repr(question_text)}: the conversation has {len(ids)} tokens, more than the {max_length} "
             "that fit; shorten the question or raise the model's maximum length"
         )
     labels = [token if start >= len(prompt) else IGNORE_INDEX for token, start in zip(ids, starts)]
-    if labels.count(tokenizer.find(SEG)) != answer_text.count(SEG):  # it took the end of the prompt with it
-        raise TokenizerError(
-            f"{tokenizer.folder}: the token {SEG} strips the text before it, and with it the end of the prompt of "
-            f"template {template}, so it could not be taught; in tokenizer.json set its lstrip to false"
-        )
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
 
 

@@ -102,8 +102,12 @@ class MoraTokenizer(abc.ABC):
         on its own."""
         return self.encode_with_offsets(text)[0]
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+    def encode_with_offsets(self, text: str, cut: int = 0) -> tuple[list[int], list[int]]:
         """As :meth:`encode`, with the character of ``text`` where each id begins.
+
+        Args:
+            text: any.
+            cut: a character before which the text is cut apart as well; no piece crosses it.
 
         Returns:
             ids and begins, equally long; BOS begins at -1. A piece that takes the space before a word begins at it.
@@ -115,10 +119,12 @@ class MoraTokenizer(abc.ABC):
                 ids.append(IMAGE_TOKEN_INDEX)
                 begins.append(position)
                 position += len(IMAGE)
-            for token, begin in self._pieces(chunk):
-                ids.append(token)
-                begins.append(position + begin)
-            position += len(chunk)
+            first = max(0, cut - position)
+            for part in filter(None, (chunk[:first], chunk[first:])):
+                for token, begin in self._pieces(part):
+                    ids.append(token)
+                    begins.append(position + begin)
+                position += len(part)
         return ids, begins
 
     def id_of(self, token: str) -> int:

@@ -4,9 +4,8 @@
     python scripts/make_tiny_tokenizer.py --kind qwen --out assets/tiny_qwen_tokenizer
 
 All bytes of UTF-8 are tokens, so any text comes back unchanged; on top of them stand whole words, most with the space
-before them. Words are listed, not counted, so the same ids come out on every machine. In the first kind [SEG] and [LOC]
-take the space before them, so that the state which predicts [SEG] is that of the word before it; in Qwen's they leave
-it, as Qwen's own tokenizer does, whose answers begin with [SEG] right after a new line.
+before them. Words are listed, not counted, so the same ids come out on every machine. [SEG] and [LOC] take the space
+before them, so that the state which predicts [SEG] is that of the word before it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ NAMED = {
 }
 """By kind: what tokenizer_config.json calls them; Qwen's has no BOS and no unknown token."""
 
-TAKES_SPACE = {"llava": ("[SEG]", "[LOC]"), "qwen": ()}
+TAKES_SPACE = ("[SEG]", "[LOC]")
 SIZE = 640
 """Ids in all: words, then reserved ids up to this number."""
 
@@ -121,14 +120,14 @@ def build(kind: str = "llava") -> tokenizers.Tokenizer:
     scores = [(token, -10.0 - index * 1e-4) for index, token in enumerate(vocabulary(kind))]
     engine = tokenizers.Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=False))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    spaces = [decoders.Replace(token, " " + token) for token in TAKES_SPACE[kind]]
+    spaces = [decoders.Replace(token, " " + token) for token in TAKES_SPACE]
     engine.decoder = decoders.Sequence([*spaces, decoders.ByteLevel()])
     engine.add_special_tokens(
         [tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIALS[kind][:3]]
     )
     engine.add_tokens(
         [
-            tokenizers.AddedToken(token, special=False, normalized=False, lstrip=token in TAKES_SPACE[kind])
+            tokenizers.AddedToken(token, special=False, normalized=False, lstrip=token in TAKES_SPACE)
             for token in SPECIALS[kind][3:]
         ]
     )

@@ -193,6 +193,7 @@ def test_only_answers_are_labelled_with_the_tiny_tokenizer(tiny, tiny_qwen, temp
     assert ids.dtype == labels.dtype == torch.int64
     taught = tokenizer.decode(ids[labels != IGNORE_INDEX].tolist())
     end = "<|im_end|>" if template == "qwen3_vl" else "</s>"
+    # The tiny tokenizers give [SEG] and [LOC] the space before them back.
     assert taught == f"{form.lead}It is Zoë's red circle [SEG] [LOC].{form.tail}{end}"
     assert (labels == ids)[labels != IGNORE_INDEX].all()
     assert (ids == IMAGE_TOKEN_INDEX).sum() == 1
