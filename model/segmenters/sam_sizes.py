@@ -124,7 +124,12 @@ def note_wrong_values(values: Any, problems: Problems, where: str) -> None:
     if isinstance(values, Mapping):
         for part, rules in PARTS.items():
             if values.get(part) is not None:
-                kind = {"model_type": fields.one_of(f"sam_{part.removesuffix('_config')}", "sam_vision_model")}
+                names = [
+                    f"sam_{part.removesuffix('_config')}",
+                    "sam_vision_model",
+                    SamConfig.sub_configs[part].model_type,
+                ]
+                kind = {"model_type": fields.one_of(*dict.fromkeys(names))}  # older libraries give no name
                 fields.note_problems(values[part], {**rules, **kind}, problems, f"{where}.{part}")
 
 
