@@ -1,4 +1,4 @@
-"""Which weights learn: the default set, patterns, and LoRA on the language model's attention."""
+"""Which weights learn: the default set, patterns, LoRA on the language model's attention, single rows of its words."""
 
 from __future__ import annotations
 
@@ -7,18 +7,60 @@ from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from model.mora import MoraModel
 from utils.errors import ConfigError
 
 LORA_MARK = "lora_"
 
+ROWS = ".token_rows"
+"""How the names of rows that learn apart from their matrix end."""
+
+
+class TokenRows(nn.Module):
+    """Word embeddings or a language head of which some rows learn, beside the matrix, which stays as it is.
+
+    peft's wrapper of the same purpose makes a new matrix in every pass and a gradient of its size; here neither exists.
+
+    Args:
+        base_layer: an ``nn.Embedding`` or an ``nn.Linear`` without bias, weight [V, D].
+        ids: whose rows, below V.
+        rows: [n, D], of another of these, to be one with it; None: a copy of the matrix's.
+    """
+
+    def __init__(self, base_layer: nn.Module, ids: Sequence[int], rows: nn.Parameter | None = None):
+        super().__init__()
+        self.base_layer = base_layer
+        self.token_rows = nn.Parameter(base_layer.weight.detach()[list(ids)].clone()) if rows is None else rows
+        self.register_buffer("ids", torch.tensor(ids, device=base_layer.weight.device), persistent=False)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The matrix, in which the rows are not those that learn."""
+        return self.base_layer.weight
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Ids [...] to embeddings [..., D], or states [..., D] to logits [..., V]."""
+        made = self.base_layer(given)
+        if isinstance(self.base_layer, nn.Linear):
+            return made.index_copy(-1, self.ids, F.linear(given, self.token_rows))
+        for number, row in zip(self.ids, self.token_rows):
+            made = torch.where((given == number)[..., None], row, made)
+        return made
+
+    def merged(self) -> nn.Module:
+        """The layer with the rows in its matrix."""
+        self.base_layer.weight[self.ids] = self.token_rows
+        return self.base_layer
+
 
 def _default_patterns(model: MoraModel) -> list[str]:
-    """What MoRA trains: LoRA, both vocabulary matrices, the [SEG] read-out, the [LOC] head, the segmenter's decoder."""
+    """What MoRA trains: LoRA, both vocabulary matrices or their new rows, the [SEG] read-out, the [LOC] head, the
+    segmenter's decoder."""
     parts = (*model.backbone.vocabulary_parts, "text_hidden_fcs", "loc_head", f"sam.{model.sam.decoder_part}")
     return [f"*{LORA_MARK}*", *(f"{part}.*" for part in parts)]
 
@@ -27,7 +69,8 @@ def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
     """Let exactly some parameters learn and freeze all others.
 
     LoRA matrices are named by patterns like any other parameter ("default" and "all" include them). SAM's matrix of
-    random positions is a constant and never learns; with LoRA, a wrapped matrix itself stays frozen under "default".
+    random positions is a constant and never learns, nor does a matrix with :class:`TokenRows`; with LoRA, a wrapped
+    matrix itself stays frozen under "default".
 
     Args:
         model: changed in place.
@@ -56,8 +99,9 @@ def set_trainable(model: MoraModel, spec: str = "default") -> list[str]:
 
 
 def _matching(model: MoraModel, patterns: Sequence[str]) -> list[str]:
-    """Names of parameters any pattern matches; never the segmenter's constants."""
+    """Names of parameters any pattern matches; never the segmenter's constants and matrices whose rows learn apart."""
     constants = {f"sam.{name}" for name in model.sam.constants}
+    constants |= {f"{name}.base_layer.weight" for name, m in model.named_modules() if isinstance(m, TokenRows)}
     return [
         name
         for name, parameter in model.named_parameters()
@@ -133,21 +177,46 @@ def add_lora(
     return [name for name, _ in model.named_parameters() if LORA_MARK in name]
 
 
-@torch.no_grad()
-def merge_lora(model: MoraModel) -> int:
-    """Add the adapters' products to the matrices they stand beside and remove the adapters, in place.
+def add_token_rows(model: MoraModel, ids: Sequence[int]) -> None:
+    """Let only the rows of some tokens learn, in the word embeddings and in the language head, in place.
+
+    A matrix moves to ``...embed_tokens.base_layer.weight``; its rows are ``...embed_tokens.token_rows`` [n, D], with
+    the values that the matrix has. Matrices that are one have rows that are one.
 
     Args:
-        model: changed in place; parameter names are afterwards what they were before :func:`add_lora`.
+        model: changed in place.
+        ids: of the tokens.
+    """
+    embeddings, head = model.backbone.vocabulary
+    first = TokenRows(embeddings, ids)
+    second = TokenRows(head, ids, first.token_rows if head.weight is embeddings.weight else None)
+    for name, module in zip(model.backbone.vocabulary_parts, (first, second)):
+        _replace(model, name, module)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module in the place of a dotted name."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+@torch.no_grad()
+def merge_adapters(model: MoraModel) -> int:
+    """Add the adapters' products to the matrices they stand beside, put rows that were trained apart into theirs, and
+    remove both, in place.
+
+    Args:
+        model: changed in place; parameter names are afterwards what they were before :func:`add_lora` and
+            :func:`add_token_rows`.
 
     Returns:
-        How many matrices were merged; 0 if there were no adapters.
+        How many matrices were merged; 0 if there was nothing.
     """
-    wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, (LoraLayer, TokenRows))]
     for name, module in wrapped:
-        module.merge()
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, module.get_base_layer())
-    if wrapped and hasattr(model.backbone.decoder, "peft_config"):
+        if isinstance(module, LoraLayer):
+            module.merge()
+        _replace(model, name, module.merged() if isinstance(module, TokenRows) else module.get_base_layer())
+    if hasattr(model.backbone.decoder, "peft_config"):
         del model.backbone.decoder.peft_config
     return len(wrapped)

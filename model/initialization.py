@@ -76,12 +76,17 @@ def set_grid_positions(embedding: nn.Embedding) -> None:
     embedding.weight[count - side**2 :] = grid_positions(side, width).to(embedding.weight)
 
 
+def _new_rows(known: Tensor, count: int, seed: int) -> Tensor:
+    """Rows for new words: the mean of those that are known plus a little seeded noise, a tenth of their spread; nothing
+    depends on, or changes, global random state."""
+    noise = torch.randn(count, known.shape[1], generator=torch.Generator().manual_seed(seed)).to(known.device)
+    known = known.float()
+    return known.mean(0) + 0.1 * known.std(0) * noise
+
+
 @torch.no_grad()
 def resize_vocabulary(embeddings: nn.Module, head: nn.Module, size: int) -> None:
     """Change the number of words, in place; matrices that are one stay one.
-
-    New rows are the mean of the old rows plus a little seeded noise, a tenth of their spread: nothing depends on, or
-    changes, global random state.
 
     Args:
         embeddings: an ``nn.Embedding``, weight [V, D].
@@ -89,13 +94,23 @@ def resize_vocabulary(embeddings: nn.Module, head: nn.Module, size: int) -> None
         size: new number of rows.
     """
     tied = head.weight is embeddings.weight
-    generator = torch.Generator().manual_seed(size)
     for module in (embeddings, head):
         old = module.weight
-        known = old[:size].float()
-        noise = torch.randn(max(0, size - len(old)), old.shape[1], generator=generator).to(known)
-        new = (known.mean(0) + 0.1 * known.std(0) * noise).to(old)
+        new = _new_rows(old[:size], max(0, size - len(old)), seed=size).to(old)
         module.weight = nn.Parameter(torch.cat([old[:size], new]), requires_grad=old.requires_grad)
     if tied:
         embeddings.weight = head.weight
     embeddings.num_embeddings = head.out_features = size
+
+
+@torch.no_grad()
+def fill_rows(embeddings: nn.Module, head: nn.Module, first: int, end: int) -> None:
+    """Give the rows of words that came into free rows, ``first`` to ``end`` - 1, values as new rows have, in place.
+
+    Args:
+        embeddings, head: as of :func:`resize_vocabulary`.
+        first: all rows before it belong to older words.
+        end: at most V.
+    """
+    for weight in {id(module.weight): module.weight for module in (embeddings, head)}.values():
+        weight[first:end] = _new_rows(weight[:first], end - first, seed=end).to(weight)

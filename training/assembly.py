@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 
 from datasets.collate import CorpusDataset, SampleProcessor
+from datasets.conversation import template_named
 from datasets.mixture import build_mixture
 from datasets.tokenization import MoraTokenizer, load_tokenizer
-from model.adapters import add_lora, set_trainable
+from model.adapters import add_lora, add_token_rows, set_trainable
 from model.backbones import BACKBONES
 from model.checkpoints import (
     Adapters,
@@ -24,6 +26,7 @@ from model.checkpoints import (
     read_config,
     require_own_tokenizer,
 )
+from model.initialization import fill_rows
 from model.mora import MoraModel
 from training.settings import PROGRAMS, DataSettings, ModelSettings, TrainableSettings
 from utils.errors import ConfigError, TokenizerError
@@ -109,29 +112,44 @@ def config_overrides(flags: ModelSettings, base: Path) -> dict[str, Any]:
     return {name: value for name, value in overrides.items() if value is not None}
 
 
-def open_tokenizer(model: MoraModel, folder: Path) -> MoraTokenizer:
+def open_tokenizer(model: MoraModel, folder: Path, fresh: bool = False) -> MoraTokenizer:
     """The base's tokenizer, with [LOC] added if the model has a head for it and the tokenizer has not met it; the
-    model's vocabulary and token ids follow.
+    model's token ids follow, and its vocabulary where it has no free rows for new tokens.
+
+    Args:
+        model: changed in place.
+        folder: of the base.
+        fresh: the model has yet to learn [SEG], which is added, too.
 
     Raises:
-        TokenizerError: it lacks [SEG], or has fewer entries than the model expects without saying why.
+        TokenizerError: it lacks [SEG], has fewer entries than the model expects without saying why, or lacks what the
+            template is made of.
     """
     config = model.config
     tokenizer = load_tokenizer(folder, config.tokenization)
     require_own_tokenizer(folder, tokenizer.digest())
-    config.seg_token_id = tokenizer.id_of(config.seg_token)
-    if config.loc_mode == "none":
-        config.loc_token_id = None
-    else:
-        tokenizer.add_tokens([config.loc_token])
-        config.loc_token_id = tokenizer.id_of(config.loc_token)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows + 1:
+    form = template_named(config.template)
+    marks = dict.fromkeys(re.findall(r"<\|\w+\|>", "".join([form.opening, form.ask, form.image, *form.wrap])))
+    if missing := [mark for mark in marks if tokenizer.find(mark) is None]:
+        raise TokenizerError(f"{folder}: the tokenizer lacks {', '.join(missing)}, of which the template "
+                             f"{config.template} is made; take the one that belongs to the base")  # fmt: skip
+    config.loc_token_id = None
+    names = ["seg_token"] if config.loc_mode == "none" else ["seg_token", "loc_token"]
+    before = len(tokenizer)
+    tokenizer.add_tokens([getattr(config, name) for name in names if fresh or name == "loc_token"])
+    for name in names:
+        setattr(config, f"{name}_id", tokenizer.id_of(getattr(config, name)))
+    if config.seg_token_id == config.loc_token_id:
+        raise TokenizerError(f"{folder}: {config.seg_token} and {config.loc_token} have one id, {config.seg_token_id}")
+    rows, entries = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if entries > rows + max(1, entries - before):
         raise TokenizerError(
-            f"{folder}: the tokenizer has {len(tokenizer)} entries, the model {rows} rows; they do not belong together"
+            f"{folder}: the tokenizer has {entries} entries, the model {rows} rows; they do not belong together"
         )
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer))
+    if before < min(entries, rows):
+        fill_rows(*model.backbone.vocabulary, before, min(entries, rows))
+    if entries > rows:
+        model.resize_token_embeddings(entries)
     return tokenizer
 
 
@@ -187,13 +205,16 @@ def build_parts(
         before, now = stored.get(name), getattr(model.config, name)
         if before not in (None, now):
             report.notes.append(f"{name}: the base was trained with {before!r}, here it is {now!r}")
-    tokenizer = open_tokenizer(model, folder)
+    tokenizer = open_tokenizer(model, folder, fresh=any(n.startswith("text_hidden_fcs") for n in report.initialised))
+    if trainable.token_rows == "new":
+        add_token_rows(model, [each for each in model.token_ids() if each is not None])
     adapters = Adapters.of_flags(trainable.lora_r, trainable.lora_alpha, trainable.lora_target_modules)
     if adapters is not None:
         add_lora(model, adapters.r, adapters.alpha, trainable.lora_dropout, adapters.targets, seed=seed)
     trained = set_trainable(model, trainable.trainable)
     network = network_of(model.config)
-    provenance = Provenance(network, adapters, trainable.trainable, report.digests, flags.version, tokenizer.digest())
+    provenance = Provenance(network, adapters, trainable.trainable, report.digests, flags.version, tokenizer.digest(),
+                            token_rows=trainable.token_rows)  # fmt: skip
     return Parts(model, tokenizer, trained, report, provenance)
 
 

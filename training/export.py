@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from model.adapters import merge_lora
+from model.adapters import ROWS, merge_adapters
 from model.checkpoints import (
     CARD,
     CARD_FORMAT,
@@ -193,6 +193,7 @@ def _compare(settings: MergeSettings, trained: Provenance, problems: Problems) -
         (trainable, "lora_r", adapters.r if adapters else 0),
         (trainable, "lora_alpha", adapters.alpha if adapters else None),
         (trainable, "lora_target_modules", ",".join(adapters.targets) if adapters else None),
+        (trainable, "token_rows", trained.token_rows),
         (trainable, "trainable", trained.trainable),
     ]
     for group, name, value in stored:
@@ -218,6 +219,10 @@ def _ask(settings: MergeSettings, state: Mapping[str, Tensor], problems: Problem
         problems.add("--lora_r", f"{trainable.lora_r}, but the adapters in the weights have rank {rank}")
     trainable.lora_r = rank
     trainable.lora_target_modules = trainable.lora_target_modules or ",".join(adapter_targets(state))
+    rows = "new" if any(name.endswith(ROWS) for name in state) else "all"
+    if trainable.token_rows not in (None, rows):
+        problems.add("--token_rows", f"{trainable.token_rows}, but the weights hold {rows!r}; leave it out")
+    trainable.token_rows = rows
     trainable.trainable = trainable.trainable or "default"
     backbone = told_backbone(resolve_folder(flags.version)) or "llava"
     own = [n for n, about in flags_of(dict(groups_of(PROGRAMS[backbone]))["model"]) if type(about.network) is str]
@@ -290,7 +295,7 @@ def export(settings: MergeSettings) -> Path:
         print(parts.report)
         report = fill_in(parts, state, trained, chosen.weight)
         del state
-        merged = merge_lora(parts.model)
+        merged = merge_adapters(parts.model)
         kept = f"{len(report.missing)} kept from the base"
         print(f"{chosen.weight}: {report.loaded} tensors loaded, {kept}; {merged} merged")
         round_weights(parts, chosen.precision)

@@ -140,6 +140,9 @@ class TrainableSettings:
     lora_dropout: float = flag(0.05, at_least=0, below=1, help="dropout before LoRA's A (%(default)s)")
     lora_target_modules: str = flag("q_proj,v_proj", network=True, help="modules of the language model that get "
                                     "adapters, separated by commas (%(default)s)")
+    token_rows: str = flag("all", choices=("all", "new"), network=True, help="what learns of word embeddings and "
+                           "language head: all: both matrices, as published; new: the rows of [SEG] and [LOC] alone, "
+                           "which takes a fraction of the memory (%(default)s)")
     trainable: str = flag("default", network=True, metavar="SPEC", help="default: LoRA, embed_tokens, lm_head, SAM's "
                           "mask decoder, text_hidden_fcs and the [LOC] head, as published; all: everything; or "
                           "patterns of parameter names separated by ||, such as 'projector.*||sam.mask_decoder.*'")
@@ -254,8 +257,8 @@ class ComputeSettings(shared.ComputeSettings):
     attn_implementation: str = flag("auto", choices=("auto", "sdpa", "eager", "flash_attention_2"), help="auto: "
                                     "flash-attn if it is installed and the run is on a GPU in half precision, else "
                                     "SDPA")
-    zero_stage: int = flag(2, choices=(1, 2), help="what DeepSpeed divides among processes: optimizer states, or "
-                           "gradients too (%(default)s)")
+    zero_stage: int = flag(2, choices=(1, 2, 3), help="what DeepSpeed divides among processes: optimizer states; "
+                           "gradients, too; weights, too (%(default)s)")
     gradient_checkpointing: bool = flag(True, course=False,
                                         help="recompute activations in the backward pass: less memory")
 

@@ -57,6 +57,7 @@ class Provenance:
         base_name: where the base was found, for messages; another path to the same bytes is the same base.
         tokenizer: digest of what the tokenizer does; "" if nothing was noted.
         precision: of the training, "fp32", "bf16" or "fp16".
+        token_rows: what learned of the words (``--token_rows``): "all" or "new".
     """
 
     network: dict[str, Any]
@@ -66,10 +67,14 @@ class Provenance:
     base_name: str = ""
     tokenizer: str = ""
     precision: str = ""
+    token_rows: str = "all"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; :meth:`from_dict` undoes it."""
-        return {"format": _FORMAT, **dataclasses.asdict(self)}
+        fields = {"format": _FORMAT, **dataclasses.asdict(self)}
+        if self.token_rows == "all":  # as always, before there was a choice
+            del fields["token_rows"]
+        return fields
 
     @classmethod
     def from_dict(cls, value: Any, source: str) -> Provenance:
@@ -151,6 +156,8 @@ def differences(
     if "adapters" not in besides and trained.adapters != here.adapters:
         before, now = describe_adapters(trained.adapters), describe_adapters(here.adapters)
         lines.append(f"LoRA: trained with {before}, here {now}")
+    if "token_rows" not in besides and trained.token_rows != here.token_rows:
+        lines.append(f"--token_rows: trained with {trained.token_rows!r}, here {here.token_rows!r}")
     if "tokenizer" not in besides and trained.tokenizer and here.tokenizer and trained.tokenizer != here.tokenizer:
         lines.append("tokenizer: another one than it was trained with (other ids, or text cut elsewhere)")
     if needs_base and trained.base and here.base and trained.base != here.base:

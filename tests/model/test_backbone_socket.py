@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from model import answering, presets
-from model.adapters import add_lora, merge_lora, set_trainable
+from model.adapters import add_lora, merge_adapters, set_trainable
 from model.answering import Request
 from model.backbones import BACKBONES, Backbone
 from model.checkpoints import load_any
@@ -199,7 +199,7 @@ def test_adapters_vocabulary_and_the_default_set(model, video):
     assert {name.split(".lora")[0] for name in adapters} == {"reader.q_proj", "reader.v_proj"}
     tops = {name.split(".")[0] for name in names}
     assert tops == {"reader", "lexicon", "speaker", "sam", "text_hidden_fcs", "loc_head"}
-    assert torch.equal(model(MoraBatch([video]))["loss"], before) and merge_lora(model) == 2
+    assert torch.equal(model(MoraBatch([video]))["loss"], before) and merge_adapters(model) == 2
 
 
 def test_save_and_load(model, video, tmp_path):

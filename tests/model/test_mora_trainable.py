@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import answering
-from model.adapters import add_lora, merge_lora, set_trainable
+from model.adapters import add_lora, merge_adapters, set_trainable
 from utils.batch import MoraBatch
 from utils.errors import ConfigError
 
@@ -115,12 +115,12 @@ def test_merged_equals_unmerged(worlds):
         return torch.cat([reading.logits for reading in readings], dim=1), model(batch)["loss"]
 
     unmerged = logits()
-    assert merge_lora(model) == 4
+    assert merge_adapters(model) == 4
     merged = logits()
     assert (base - merged[1]).abs() > 1e-4, "the adapters do something"
     torch.testing.assert_close(unmerged, merged, atol=1e-5, rtol=1e-5)
     assert [name for name, _ in model.named_parameters()] == plain
-    assert merge_lora(model) == 0
+    assert merge_adapters(model) == 0
     add_lora(model)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.adapters import ROWS, TokenRows
 from model.checkpoints import (
     PROVENANCE,
     Adapters,
@@ -161,7 +162,12 @@ def fit_weights(
         CheckpointError: a tensor that has a place is not finite, or not in the model's precision.
     """
     own = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    growing = [f"{part}.weight" for part in model.backbone.vocabulary_parts] if allow_fewer_rows else []
+    parts = model.backbone.vocabulary_parts if allow_fewer_rows else ()
+    growing = [part + end for part in parts for end in (".weight", ROWS)]
+    for name, module in model.named_modules():  # rows that learn apart are those of a matrix that has them
+        if isinstance(module, TokenRows) and f"{name}.weight" in state and name + ROWS not in state:
+            known = module.ids[module.ids < len(state[f"{name}.weight"])].cpu()
+            state = {**state, name + ROWS: state[f"{name}.weight"][known]}
     report = LoadReport(source)
     report.unexpected = {name: tuple(value.shape) for name, value in state.items() if name not in own}
     report.missing = {name: tuple(value.shape) for name, value in own.items() if name not in state}
@@ -198,12 +204,13 @@ def initialise_from(model: MoraModel, path: str | Path, here: Provenance) -> Loa
         here: what this run's own weights belong to.
 
     Raises:
-        CheckpointError: nothing fits, a tensor has no place, shapes differ, or the weights were trained in another
-            network, in another text, at another scale or on another base.
+        CheckpointError: nothing fits, a tensor has no place, shapes differ, one would change that this run does not
+            train, or the weights were trained in another network, in another text, at another scale or on another base.
     """
     state = read_weights(path)
     trained = take_provenance(path, state)
     has_adapters = adapter_rank(state) > 0
+    changed = _frozen_changes(model, state)
     report = fit_weights(model, state, str(path), allow_fewer_rows=True)
     if not report.loaded:
         raise CheckpointError(f"{path}: none of its tensors fits this model; is it a checkpoint of another program?")
@@ -212,11 +219,16 @@ def initialise_from(model: MoraModel, path: str | Path, here: Provenance) -> Loa
             f"{path}: has LoRA adapters and this run has none (--lora_r 0), or other ones; use the same "
             "--lora_target_modules, or export it first (merge_lora_weights_and_save_hf_model.py)"
         )
+    if any(name.endswith(ROWS) for name in report.unexpected):
+        raise CheckpointError(
+            f"{path}: was trained with --token_rows new, and this run trains whole matrices; use --token_rows new, or "
+            "export it first (merge_lora_weights_and_save_hf_model.py)"
+        )
     if trained is None:
         report.notes.append("carries no word about its base, its network and its text; see that they are this run's")
     else:
         # A [LOC] head may come or go, and its token with it; adapters may start fresh.
-        besides = ["loc_mode", "loc_token_id", *([] if has_adapters else ["adapters"])]
+        besides = ["loc_mode", "loc_token_id", "token_rows", *([] if has_adapters else ["adapters"])]
         if trained.network.get("loc_token_id") != here.network.get("loc_token_id"):
             besides.append("tokenizer")
         grown = _without_vocabulary(trained), _without_vocabulary(here)
@@ -229,7 +241,24 @@ def initialise_from(model: MoraModel, path: str | Path, here: Provenance) -> Loa
                 "(merge_lora_weights_and_save_hf_model.py) and start from the export with --version"
             )  # fmt: skip
     report.raise_if_bad(allow_missing=["*"], allow_unexpected=["loc_head.*"])
+    if changed:
+        raise CheckpointError(
+            f"{path}: {len(changed)} of its tensors differ from the base's, and this run does not train them, so its "
+            f"checkpoints would be without them ({', '.join(changed[:4])}, ...); export it, if it is no exported model "
+            "yet (merge_lora_weights_and_save_hf_model.py), and give that as --version"
+        )
     return report
+
+
+def _frozen_changes(model: MoraModel, state: Mapping[str, Tensor]) -> list[str]:
+    """Plain names of tensors that are not trained and have other values in a state; rows of new words count."""
+    frozen = ((plain_name(name), own) for name, own in model.named_parameters() if not own.requires_grad)
+    pairs = ((name, own, state[name]) for name, own in frozen if name in state)
+    return [
+        name
+        for name, own, value in pairs
+        if own.shape[1:] == value.shape[1:] and not torch.equal(own[: len(value)], value[: len(own)].to(own))
+    ]
 
 
 def _without_vocabulary(provenance: Provenance) -> Provenance:
