@@ -45,7 +45,7 @@ def run(base, corpus, folder, name, *flags):
     settings = parse_arguments(
         ["--version", str(version), "--dataset_dir", str(corpus), "--dataset", "groundmore", "--precision", "fp32",
          "--epochs", "1", "--steps_per_epoch", "3", "--warmup_steps", "1", "--grad_accumulation_steps", "1",
-         "--num_frames", "2", "--workers", "0", "--picture_freq", "0", "--log_base_dir", str(folder), "--device", "cpu",
+         "--num_frames", "1", "--workers", "0", "--picture_freq", "0", "--log_base_dir", str(folder), "--device", "cpu",
          "--exp_name", name, "--lr", "1e-2", "--token_rows", "new", *flags], backbone,
     )  # fmt: skip
     return settings, train(settings)
@@ -92,14 +92,14 @@ def test_what_learned_of_the_words_is_part_of_what_weights_are(base, tiny_corpus
         export(parse_export(["--version", str(version), "--weight", str(rows), "--save_path", str(tmp_path / "out"),
                              "--token_rows", "all"]))  # fmt: skip
     run(base, tiny_corpus, tmp_path, "all", "--seg_only", "--token_rows", "all")
-    with pytest.raises(CheckpointError, match="does not train them .*embed_tokens.weight"):
+    with pytest.raises(CheckpointError, match="(?s)does not train them.*embed_tokens.weight"):
         run(base, tiny_corpus, tmp_path, "new", "--seg_only", "--init_from", str(tmp_path / "all" / "ckpt_model"))
 
 
 def test_a_token_that_comes_into_a_free_row_gets_values_once(base, tmp_path):
     backbone, version = base
     settings = parse_arguments(
-        ["--version", str(version), "--dataset_dir", str(tmp_path), "--precision", "fp32"], backbone
+        ["--version", str(version), "--dataset_dir", str(tmp_path), "--precision", "fp32", "--lora_r", "0"], backbone
     )
     parts = build_parts(settings.model, settings.trainable, 0, torch.float32)
     before, after = load_any(version)[0].get_input_embeddings().weight, parts.model.get_input_embeddings().weight
