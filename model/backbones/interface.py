@@ -37,12 +37,18 @@ class Backbone(ABC):
         parts: its configurations within the configuration: class and rules.
         decoder_part: dotted name of the decoder, which LoRA and gradient checkpointing touch.
         vocabulary_parts: dotted names of word embeddings and language head, which grow with the vocabulary.
+        sides: fields of the configuration that are a side of some tensor: its name, and which side.
+        depths: fields that count layers: a pattern of those layers' names.
+        attentive: those of ``parts`` whose attention is chosen when a model is opened.
     """
 
     fields: ClassVar[Mapping[str, tuple[Any, Rule]]] = {}
     parts: ClassVar[Mapping[str, tuple[type[PretrainedConfig], Mapping[str, Rule]]]]
     decoder_part: ClassVar[str]
     vocabulary_parts: ClassVar[tuple[str, str]]
+    sides: ClassVar[Mapping[str, tuple[str, int]]] = {}
+    depths: ClassVar[Mapping[str, str]] = {}
+    attentive: ClassVar[tuple[str, ...]] = ("text_config",)
 
     def __init__(self, config: PretrainedConfig, networks: Mapping[str, nn.Module]):
         self.config, self._networks = config, dict(networks)

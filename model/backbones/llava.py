@@ -49,6 +49,18 @@ class Llava(Backbone):
     }
     decoder_part = "language_model"
     vocabulary_parts = ("language_model.model.embed_tokens", "language_model.lm_head")
+    sides = {
+        "text_config.vocab_size": ("language_model.model.embed_tokens.weight", 0),
+        "text_config.hidden_size": ("language_model.model.embed_tokens.weight", 1),
+        "text_config.intermediate_size": ("language_model.model.layers.0.mlp.gate_proj.weight", 0),
+        "vision_config.hidden_size": ("vision_tower.embeddings.patch_embedding.weight", 0),
+        "vision_config.patch_size": ("vision_tower.embeddings.patch_embedding.weight", 2),
+        "vision_config.intermediate_size": ("vision_tower.encoder.layers.0.mlp.fc1.weight", 0),
+    }
+    depths = {
+        "text_config.num_hidden_layers": r"language_model\.model\.layers\.(\d+)\.",
+        "vision_config.num_hidden_layers": r"vision_tower\.encoder\.layers\.(\d+)\.",
+    }
 
     @classmethod
     def networks(cls, config: Any) -> dict[str, nn.Module]:

@@ -80,6 +80,22 @@ class Qwen3VL(Backbone):
     }
     decoder_part = "language_model.model.language_model"
     vocabulary_parts = ("language_model.model.language_model.embed_tokens", "language_model.lm_head")
+    sides = {
+        "text_config.vocab_size": ("language_model.model.language_model.embed_tokens.weight", 0),
+        "text_config.hidden_size": ("language_model.model.language_model.embed_tokens.weight", 1),
+        "text_config.intermediate_size": ("language_model.model.language_model.layers.0.mlp.gate_proj.weight", 0),
+        "text_config.head_dim": ("language_model.model.language_model.layers.0.self_attn.q_norm.weight", 0),
+        "vision_config.hidden_size": ("language_model.model.visual.patch_embed.proj.weight", 0),
+        "vision_config.patch_size": ("language_model.model.visual.patch_embed.proj.weight", 3),
+        "vision_config.intermediate_size": ("language_model.model.visual.blocks.0.mlp.linear_fc1.weight", 0),
+        "vision_config.num_position_embeddings": ("language_model.model.visual.pos_embed.weight", 0),
+        "vision_config.out_hidden_size": ("language_model.model.visual.merger.linear_fc2.weight", 0),
+    }
+    depths = {
+        "text_config.num_hidden_layers": r"language_model\.model\.language_model\.layers\.(\d+)\.",
+        "vision_config.depth": r"language_model\.model\.visual\.blocks\.(\d+)\.",
+    }
+    attentive = ("text_config", "vision_config")
 
     @classmethod
     def networks(cls, config: Any) -> dict[str, nn.Module]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from model.backbones import backbone_class
 from model.checkpoints.report import LoadReport
 from model.config import MoraConfig, field_names
-from utils.errors import ConfigError, Problems
+from utils.errors import CheckpointError, ConfigError, Problems
 from utils.tensors import digests_by_part
 
 
@@ -82,12 +83,6 @@ def new_parts(before: MoraConfig, config: MoraConfig) -> list[str]:
 
 
 _SIDES: dict[str, tuple[str, int]] = {
-    "text_config.vocab_size": ("language_model.model.embed_tokens.weight", 0),
-    "text_config.hidden_size": ("language_model.model.embed_tokens.weight", 1),
-    "text_config.intermediate_size": ("language_model.model.layers.0.mlp.gate_proj.weight", 0),
-    "vision_config.hidden_size": ("vision_tower.embeddings.patch_embedding.weight", 0),
-    "vision_config.patch_size": ("vision_tower.embeddings.patch_embedding.weight", 2),
-    "vision_config.intermediate_size": ("vision_tower.encoder.layers.0.mlp.fc1.weight", 0),
     "sam_config.vision_config.hidden_size": ("sam.vision_encoder.patch_embed.projection.weight", 0),
     "sam_config.vision_config.patch_size": ("sam.vision_encoder.patch_embed.projection.weight", 2),
     "sam_config.vision_config.mlp_dim": ("sam.vision_encoder.layers.0.mlp.lin1.weight", 0),
@@ -95,15 +90,26 @@ _SIDES: dict[str, tuple[str, int]] = {
     "sam_config.mask_decoder_config.mlp_dim": ("sam.mask_decoder.transformer.layers.0.mlp.lin1.weight", 0),
     "out_dim": ("text_hidden_fcs.0.2.weight", 0),
 }
-"""Fields of a configuration that are a side of some tensor."""
+"""Fields of a configuration that are a side of some tensor, besides those of the backbone."""
 
 _DEPTHS = {
-    "text_config.num_hidden_layers": r"language_model\.model\.layers\.(\d+)\.",
-    "vision_config.num_hidden_layers": r"vision_tower\.encoder\.layers\.(\d+)\.",
     "sam_config.vision_config.num_hidden_layers": r"sam\.vision_encoder\.layers\.(\d+)\.",
     "sam_config.mask_decoder_config.num_hidden_layers": r"sam\.mask_decoder\.transformer\.layers\.(\d+)\.",
 }
-"""Fields that count layers, and the names of those."""
+"""Fields that count layers, and the names of those, likewise."""
+
+
+def refuse_tower(request: Request, backbone: str) -> None:
+    """Refuse a separate vision tower for a backbone that has its own.
+
+    Raises:
+        CheckpointError: one is given.
+    """
+    if request.vision_tower is not None and backbone != "llava":
+        raise CheckpointError(
+            f"{request.vision_tower}: not needed, {request.folder} has the backbone {backbone!r}, whose vision tower "
+            "is its own; leave it out (--vision_tower)"
+        )
 
 
 def require_sizes(config: MoraConfig, tensors: Mapping[str, Tensor], files: Mapping[str, Path]) -> None:
@@ -118,10 +124,11 @@ def require_sizes(config: MoraConfig, tensors: Mapping[str, Tensor], files: Mapp
         ConfigError: naming file and field of every size that is not the tensors'.
     """
     found: dict[str, tuple[int, str]] = {}
-    for key, (name, side) in _SIDES.items():
+    kind = backbone_class(config.backbone)
+    for key, (name, side) in {**kind.sides, **_SIDES}.items():
         if name in tensors and side < tensors[name].dim():
             found[key] = tensors[name].shape[side], f"{name} is {list(tensors[name].shape)}"
-    for key, pattern in _DEPTHS.items():
+    for key, pattern in {**kind.depths, **_DEPTHS}.items():
         if depth := count_layers(tensors, pattern):
             found[key] = depth, f"the weights have {depth} layers"
     problems = Problems()

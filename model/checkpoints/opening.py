@@ -25,6 +25,7 @@ from utils.tensors import require_finite
 LAYOUTS = {
     "mora": "model.checkpoints.own",
     **dict.fromkeys(("llava", "llava_llama", "lisa", "mora_llava"), "model.checkpoints.lisa"),
+    "qwen3_vl": "model.checkpoints.qwen3_vl",
 }
 """``model_type`` of a folder's ``config.json`` to the module whose ``read`` reads it."""
 
@@ -46,19 +47,21 @@ def load_any(
 
     Args:
         version: a folder, or "owner/name" on the Hugging Face hub. ``config.json`` tells the layout: ``model_type``
-            "mora" is our own, "llava" the published one of LISA, MoRA and LLaVA v1.
+            "mora" is our own, "llava" the published one of LISA, MoRA and LLaVA v1, "qwen3_vl" that of Qwen3-VL.
         vision_pretrained: a SAM file or folder, for parts of SAM that the folder lacks altogether.
         vision_tower: a CLIP folder or hub name, if the folder has no tower; default: what its ``config.json`` says,
             relative to the working directory, to the folder or to its parent.
         device: where the model goes.
         dtype: of the weights; default: as the word embeddings are stored.
-        attn_implementation: of the language model ("sdpa", "eager", "flash_attention_2").
+        attn_implementation: of the language model ("sdpa", "eager", "flash_attention_2"), and of a vision tower that
+            is part of it.
         seed: for modules that no source has (a new [LOC] head; the read-out of a LLaVA base).
         allow_missing: patterns (``fnmatch``) of tensors that may be absent; they are newly initialised.
         allow_unexpected: patterns of tensors that may be left out.
         digest: fill in ``report.digests``.
         overrides: fields of :class:`model.config.MoraConfig`; of what the published layout does not say, the defaults
-            are ``visual_mode="frame"``, ``loc_mode="none"``, ``template="llava_llama_2"``, ``tokenization="legacy"``.
+            are the backbone's, of LLaVA ``visual_mode="frame"``, ``loc_mode="none"``, ``template="llava_llama_2"``,
+            ``tokenization="legacy"``.
 
     Returns:
         The model in eval mode, and what the load did.
@@ -71,7 +74,8 @@ def load_any(
     folder = resolve_folder(version)
     reading, report = _read(folder, vision_pretrained, vision_tower, overrides)
     if attn_implementation is not None:
-        reading.config.text_config._attn_implementation = attn_implementation
+        for part in backbone_class(reading.config.backbone).attentive:
+            getattr(reading.config, part)._attn_implementation = attn_implementation
     card = read_card(folder)
     if digest or card:
         report.digests = reading.digests()
@@ -106,7 +110,11 @@ def _read(
     stored = read_config(folder)
     kind = stored.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
-        raise CheckpointError(f"{folder}/config.json: model_type is {shown(kind)}; known are {', '.join(LAYOUTS)}")
+        qwen = isinstance(kind, str) and kind.startswith("qwen")
+        why = ". Of the Qwen family Qwen3-VL is known, such as Qwen/Qwen3-VL-8B-Instruct: no other generation, no " \
+            "mixture of experts, and nothing that cannot see" if qwen else ""  # fmt: skip
+        known = ", ".join(LAYOUTS)
+        raise CheckpointError(f"{folder}/config.json: model_type is {shown(kind)}; known are {known}{why}")
     report = LoadReport(str(folder))
     request = Request(folder, stored, vision_pretrained, vision_tower, overrides, report)
     return importlib.import_module(LAYOUTS[kind]).read(request), report

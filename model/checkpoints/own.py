@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.checkpoints.clip import fill_tower
 from model.checkpoints.files import read_state_dict, strip_wrappers
-from model.checkpoints.layout import Reading, Request, build_config, new_parts, require_sizes
+from model.checkpoints.layout import Reading, Request, build_config, new_parts, refuse_tower, require_sizes
 from model.checkpoints.report import LoadReport
 from model.checkpoints.sam import fill_sam
 from model.config import stored_config
@@ -21,6 +21,7 @@ def read(request: Request) -> Reading:
     saved without them. Parts that an override adds (a [LOC] head, the embedding of time) are to be new."""
     folder, tower, report = request.folder, request.vision_tower, request.report
     before = stored_config(request.stored, folder / "config.json")
+    refuse_tower(request, before.backbone)
     tensors = strip_wrappers(read_state_dict(folder))
     # The first exports were written with transformers 4, whose tower has one more level of names.
     tensors = {name.replace("vision_tower.vision_model.", "vision_tower.", 1): t for name, t in tensors.items()}
