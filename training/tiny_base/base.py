@@ -211,18 +211,32 @@ class PatchReader(nn.Module):
         return ((colour + shape) * weights).sum() / weights.sum()
 
 
+def patch_features(model: MoraModel) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """What takes the features of the vision tower's patches, and how these become [F, N, C], row after row."""
+    if model.config.backbone == "llava":
+        return model.projector, lambda features: features
+    side = model.config.min_pixels**0.5 / model.config.vision_config.patch_size / 2
+
+    def ordered(features: Tensor) -> Tensor:  # blocks of 2 x 2 patches, block after block
+        blocks = features.unflatten(0, (-1, int(side), int(side), 2, 2))
+        return blocks.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
+
+    return model.backbone.part("language_model.model.visual.merger"), ordered
+
+
 def train_language(model: MoraModel, tasks: TasksOf, recipe: BaseRecipe) -> None:
     """Everything but SAM's image encoder: naming, placing, referring, with the patch loss beside."""
     model.sam.encoder.requires_grad_(False)
-    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    projector, ordered = patch_features(model)
     reader = PatchReader(model.config.vision_config.hidden_size)
     seen: list[Tensor] = []
-    hook = model.projector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    hook = projector.register_forward_pre_hook(lambda module, inputs: seen.append(ordered(inputs[0])))
 
     def loss_of(batch: MoraBatch, worlds: list) -> dict:
         seen.clear()
         output = model(batch, LossWeights(ce=1.0, bce=2.0, dice=1.0))
-        dense = reader(torch.cat(seen), dense_targets(worlds, side))
+        features = torch.cat(seen)
+        dense = reader(features, dense_targets(worlds, math.isqrt(features.shape[1])))
         return {"loss": output["loss"] + dense, "ce": output["ce_loss"], "mask": output["mask_loss"], "dense": dense}
 
     parameters = [p for p in (*model.parameters(), *reader.parameters()) if p.requires_grad]
@@ -270,7 +284,9 @@ FILES = ("card.json", "config.json", "model.safetensors", "tokenizer.json", "tok
 """What a base's folder holds."""
 
 
-def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_videos: int) -> dict:
+def make_tiny_base(
+    out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_videos: int, backbone: str = "llava"
+) -> dict:
     """Train a base from nothing and write it, with its tokenizer and a card, as one folder.
 
     Args:
@@ -278,6 +294,7 @@ def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_v
         tokenizer_folder: with [SEG]; its [LOC] stays unknown to the base.
         recipe: how long and how fast.
         test_videos: unseen still videos for the figures.
+        backbone: "llava" (:func:`model.presets.tiny`) or "qwen3_vl" (:func:`model.presets.tiny_qwen`).
 
     Returns:
         The card: recipe, minutes, figures.
@@ -288,12 +305,15 @@ def make_tiny_base(out: Path, tokenizer_folder: Path, recipe: BaseRecipe, test_v
     require_own(out, FILES if (out / "card.json").is_file() else (), "--out")
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(tokenizer_folder, "plain")
-    config = presets.tiny(vocab_size=len(tokenizer), loc_mode="none", seg_token_id=tokenizer.id_of("[SEG]"))
+    words = {"vocab_size": len(tokenizer), "loc_mode": "none", "seg_token_id": tokenizer.id_of("[SEG]")}
+    config = presets.tiny(**words) if backbone == "llava" else presets.tiny_qwen(**words, timestamps=True)
     model = presets.build(config, seed=recipe.seed)
-    pixels = dataclasses.replace(config.pixel_rule, resize="squash")
 
     def tasks(frames: int, mix: TaskMix) -> StillTasks:
-        return StillTasks(WorldSettings(), tokenizer, config.template, frames, mix, model.sam.pixel_rule, pixels)
+        return StillTasks(
+            WorldSettings(), tokenizer, config.template, frames, mix, model.sam.pixel_rule, config.pixel_rule,
+            config.frame_marks,
+        )  # fmt: skip
 
     begin = time.monotonic()
     model.train()

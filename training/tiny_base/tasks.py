@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.conversation import build_example, segmentation_answer, segmentation_question
+from datasets.conversation import Shown, build_example, segmentation_answer, segmentation_question
 from datasets.pixels import Preprocessor
 from datasets.synthetic import COLOURS, SHAPES, Renderer, WorldSettings, make_still_video
 from datasets.tokenization import MoraTokenizer
-from utils.batch import MoraBatch, PixelRule, QuestionTensors, VideoTensors
+from utils.batch import FrameMarks, MoraBatch, PixelRule, QuestionTensors, VideoTensors
 
 GRID = 8
 """Rows and columns that questions about places count in, 1 to 8 from the top left."""
@@ -68,6 +68,7 @@ class StillTasks:
         mix: questions per video.
         sam_pixels: how frames become the segmenter's.
         pixels: how frames become the backbone's.
+        marks: where prompts show them; picture i stands at second i, counted from 1.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class StillTasks:
         mix: TaskMix,
         sam_pixels: PixelRule,
         pixels: PixelRule,
+        marks: FrameMarks = FrameMarks(),
     ):
+        self.shown = Shown(range(1, num_frames + 1), marks)
         self.settings = settings
         self.tokenizer = tokenizer
         self.template = template
@@ -141,7 +144,7 @@ class StillTasks:
 
     def pack(self, text: str, answer: str, masks: Tensor | None, mask_frames: Tensor | None) -> QuestionTensors:
         """Tokens and targets of one question."""
-        input_ids, labels = build_example(text, answer, self.template, self.tokenizer)
+        input_ids, labels = build_example(text, answer, self.template, self.tokenizer, shown=self.shown)
         if masks is None:
             height, width = self.settings.height, self.settings.width
             masks = torch.zeros(0, 0, height, width, dtype=torch.uint8)
