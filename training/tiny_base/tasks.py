@@ -80,7 +80,7 @@ class StillTasks:
         mix: TaskMix,
         sam_pixels: PixelRule,
         pixels: PixelRule,
-        marks: FrameMarks = FrameMarks(),
+        marks: FrameMarks,
     ):
         self.shown = Shown(range(1, num_frames + 1), marks)
         self.settings = settings
