@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.conversation import encode_prompt, groundmore_question
+from datasets.conversation import Shown, encode_prompt, groundmore_question
 from datasets.pixels import Preprocessor
 from datasets.synthetic import Renderer, WorldSettings, make_video
 from datasets.synthetic.settings import sampled_frame_indices
@@ -18,13 +17,15 @@ from datasets.tokenization import load_tokenizer
 from model import presets
 from model.answering import Request, answer, encode
 from model.mora import MoraModel
-from training.tiny_base.base import NUM_FRAMES, BaseRecipe, Phase, figures, make_tiny_base
+from training.tiny_base.base import NUM_FRAMES, BaseRecipe, Phase, figures, make_tiny_base, patch_features
 from training.tiny_base.tasks import StillTasks, TaskMix, dense_targets, place
 
+PRESETS = {"tiny_base": presets.tiny, "tiny_qwen_base": presets.tiny_qwen}
 
-@pytest.fixture(scope="module")
-def base_folder(project_root):
-    return project_root / "assets" / "tiny_base"
+
+@pytest.fixture(scope="module", params=PRESETS)
+def base_folder(request, project_root):
+    return project_root / "assets" / request.param
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def tasks_of(model, tokenizer, frames=NUM_FRAMES, mix=None):
         frames,
         mix or TaskMix(),
         model.sam.pixel_rule,
-        dataclasses.replace(config.pixel_rule, resize="squash"),
+        config.pixel_rule,
+        config.frame_marks,
     )
 
 
@@ -54,7 +56,7 @@ def test_folder_is_small_and_says_how_it_was_made(base_folder):
 
 def test_it_has_the_preset_s_architecture(base, base_folder):
     model, tokenizer = base
-    fresh = presets.build(presets.tiny(vocab_size=len(tokenizer), loc_mode="none"))
+    fresh = presets.build(PRESETS[base_folder.name](vocab_size=len(tokenizer), loc_mode="none"))
     assert {n: p.shape for n, p in fresh.state_dict().items()} == {n: p.shape for n, p in model.state_dict().items()}
 
 
@@ -78,10 +80,14 @@ def test_it_knows_no_motion(base):
     right, chance = [], []
     for index in range(40):
         video = make_video(31337, index, WorldSettings(), "test")
-        frames, _ = Renderer(video).render(sampled_frame_indices(video.num_frames))
+        indices = sampled_frame_indices(video.num_frames)
+        frames, _ = Renderer(video).render(indices)
+        shown = Shown(indices / WorldSettings().fps, model.config.frame_marks)
         size = frames.shape[1:3]
         context = encode(model, clip(frames), sam(frames), sam.resized_size(*size), size)
-        prompts = [encode_prompt(groundmore_question(q.text), "plain", tokenizer) for q in video.questions]
+        prompts = [
+            encode_prompt(groundmore_question(q.text), model.config.template, tokenizer, shown) for q in video.questions
+        ]
         answers = answer(model, context, prompts, Request(max_new_tokens=10, eos_token_id=tokenizer.eos_id))
         for question, said in zip(video.questions, answers):
             words = tokenizer.decode(said.token_ids[0])
@@ -146,10 +152,26 @@ def test_dense_targets_name_the_covering_object(base):
     assert bool(targets[0, 8 * 1 + 2, 0] > 0) == bool(covered)
 
 
-def test_making_it_twice_gives_the_same_weights(tmp_path, project_root):
+def test_patches_are_read_row_after_row(base):
+    """A picture whose patches differ in brightness alone: their features come in that order."""
+    model, _ = base
+    if model.config.backbone == "llava":
+        return
+    tower, order = model.backbone.part("language_model.model.visual"), patch_features(model)[1]
+    rows = torch.arange(64.0).reshape(8, 8) / 64
+    pixels = rows.repeat_interleave(8, 0).repeat_interleave(8, 1).expand(2, 3, -1, -1)
+    seen = []
+    hook = tower.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.backbone.encode([pixels])
+    hook.remove()
+    assert torch.equal(order(seen[0].mean(-1, keepdim=True)), rows.reshape(1, 64, 1).expand(2, -1, -1))
+
+
+@pytest.mark.parametrize(("backbone", "words"), [("llava", "tiny_tokenizer"), ("qwen3_vl", "tiny_qwen_tokenizer")])
+def test_making_it_twice_gives_the_same_weights(tmp_path, project_root, backbone, words):
     mix = TaskMix(refer=1, where=1, what=1, list=1, mask_frames=1)
     recipe = BaseRecipe(sam=Phase(1, 2, 2), language=(Phase(1, 2, 2, mix), Phase(2, 1, 1, mix)), warmup=1, workers=0)
     for name in ("a", "b"):
-        make_tiny_base(tmp_path / name, project_root / "assets/tiny_tokenizer", recipe, test_videos=1)
+        make_tiny_base(tmp_path / name, project_root / "assets" / words, recipe, 1, backbone)
     first, second = (MoraModel.from_pretrained(tmp_path / name).state_dict() for name in ("a", "b"))
     assert all(torch.equal(first[name], second[name]) for name in first)

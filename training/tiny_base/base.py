@@ -215,10 +215,10 @@ def patch_features(model: MoraModel) -> tuple[nn.Module, Callable[[Tensor], Tens
     """What takes the features of the vision tower's patches, and how these become [F, N, C], row after row."""
     if model.config.backbone == "llava":
         return model.projector, lambda features: features
-    side = model.config.min_pixels**0.5 / model.config.vision_config.patch_size / 2
+    side = int(math.isqrt(model.config.min_pixels) / model.config.vision_config.patch_size / 2)
 
     def ordered(features: Tensor) -> Tensor:  # blocks of 2 x 2 patches, block after block
-        blocks = features.unflatten(0, (-1, int(side), int(side), 2, 2))
+        blocks = features.unflatten(0, (-1, side, side, 2, 2))
         return blocks.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
 
     return model.backbone.part("language_model.model.visual.merger"), ordered
