@@ -4,12 +4,14 @@
 #   bash scripts/demo.sh            about 15 minutes on 2 CPU cores; uses a GPU if there is one
 #   bash scripts/demo.sh --quick    the same path in under three minutes; too short to learn
 #   bash scripts/demo.sh --full     a harder world and more of it, an hour or two on 2 CPU cores
+#   bash scripts/demo.sh --backbone qwen    the same with a tiny Qwen3-VL in LLaVA's place
 #   bash scripts/demo.sh --ablation trains stage 2 a second time without [LOC] (--seg_only) and adds its row
-#   bash scripts/demo.sh --out DIR  where to write (default demo_output, demo_output_quick, demo_output_full)
+#   bash scripts/demo.sh --out DIR  where to write (default demo_output, with _qwen, _quick or _full behind it)
 #
 # Interrupted? Run it again: finished steps are skipped, training continues from its last checkpoint.
 
 mode=demo
+backbone=llava
 out=""
 ablation=no
 while [ "$#" -gt 0 ]; do
@@ -17,13 +19,20 @@ while [ "$#" -gt 0 ]; do
     --quick) mode=quick ;;
     --full) mode=full ;;
     --ablation) ablation=yes ;;
+    --backbone)
+      case "${2:-}" in
+        llava | qwen) backbone="$2" ;;
+        *) echo "error: --backbone needs llava or qwen" >&2; exit 2 ;;
+      esac
+      shift
+      ;;
     --out)
       [ "$#" -ge 2 ] || { echo "error: --out needs a folder" >&2; exit 2; }
       out="$2"
       shift
       ;;
     -h | --help)
-      sed -n '2,10s/^# \{0,1\}//p' "$0"
+      sed -n '2,11s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
@@ -36,28 +45,34 @@ done
 set --
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" requirements.txt
 
+case "$backbone" in
+  llava) program=train_ds.py base=assets/tiny_base trained="language_model.*||projector.*" suffix="" ;;
+  # The vision tower is one of Qwen's networks and learns with them.
+  qwen) program=train_qwen_ds.py base=assets/tiny_qwen_base trained="language_model.*" suffix=_qwen ;;
+esac
 begin=0 # SECONDS counts from the start of this script, the installation included
 case "$mode" in
   quick)
-    out="${out:-demo_output_quick}" level=easy
+    out="${out:-demo_output${suffix}_quick}" level=easy
     train_videos=48 referring_videos=24 test_videos=12
     stage1_steps=6 stage2_steps=10 warmup=2
     ;;
   demo)
-    out="${out:-demo_output}" level=easy
+    out="${out:-demo_output$name}" level=easy
     train_videos=2400 referring_videos=500 test_videos=130
     stage1_steps=140 stage2_steps=850 warmup=30
     ;;
   full)
-    out="${out:-demo_output_full}" level=hard
+    out="${out:-demo_output${suffix}_full}" level=hard
     train_videos=6000 referring_videos=1500 test_videos=200
     stage1_steps=700 stage2_steps=5500 warmup=100
     ;;
 esac
-base="${BASE_MODEL:-assets/tiny_base}"
+base="${BASE_MODEL:-$base}"
 # LoRA is made for bases that know a lot. This one knows single pictures only, so the demo trains the whole language
-# model, the projector, the read-out, the [LOC] head and SAM's mask decoder; both image encoders stay as they are.
-trainable="language_model.*||projector.*||text_hidden_fcs.*||sam.mask_decoder.*"
+# model, the projector (of Qwen3-VL the tower), the read-out, the [LOC] head and SAM's mask decoder; LLaVA's tower and
+# SAM's image encoder stay as they are.
+trainable="$trained||text_hidden_fcs.*||sam.mask_decoder.*"
 mkdir -p "$out"
 
 gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
@@ -80,10 +95,10 @@ run() {
   "$@"
 }
 
-train() { # name, base, then flags of train_ds.py
+train() { # name, base, then flags of the training program
   local name="$1" base="$2"
   shift 2
-  run deepspeed --quiet --num_gpus "$processes" --master_port "$port" train_ds.py \
+  run deepspeed --quiet --num_gpus "$processes" --master_port "$port" "$program" \
     --version "$base" --dataset_dir "$out/data" --log_base_dir "$out/runs" --exp_name "$name" --auto_resume \
     --precision "$precision" --batch_size "$batch" --grad_accumulation_steps 1 --epochs 1 --lora_r 0 \
     --num_frames 8 --frame_sampling jitter --mask_frames 1 --outside_window ignore --workers 1 \
