@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation.benchmark import OVERALL, benchmark_of
+from evaluation.comparison import compare, read_scored_run
 from evaluation.outputs import note_foreign_file, read_whole, reading_results
 from evaluation.scoring import best_baseline
 from utils.errors import ConfigError, MoraError, Problems, write_any_text
@@ -69,6 +70,17 @@ def margin(summary: dict) -> str:
     return f"{text}."
 
 
+CONTROLS = ("one_frame", "shuffled")
+
+
+def against_control(folder: Path, run: str) -> str:
+    """J&F of the model minus that under a control, on the questions that both answered, with its paired interval."""
+    control, model = (read_scored_run(folder / "eval" / name) for name in (run, "groundmore"))
+    cell = compare(control, model)["table"]["JF"][OVERALL]
+    sure = "" if cell["low"] is None else f", paired 95% interval {cell['low']:+.3f} to {cell['high']:+.3f}"
+    return f"J&F is {cell['mean']:+.3f} against the same model where {RUNS[run]}{sure}, {cell['N']} questions."
+
+
 def summarise(folder: Path) -> str:
     """All tables of a demo folder as Markdown.
 
@@ -95,6 +107,8 @@ def _tables(summary: dict, folder: Path) -> str:
     lines += table(rows, "row", summary)
     chance = cell(main["model"]["table"][OVERALL]["object_chance"])
     lines += ["", f"{margin(summary)} A random visible object is right in {chance} of the questions."]
+    scored = [run for run in CONTROLS if (folder / "eval" / run / "scores.json").is_file()]
+    lines += [line for run in scored for line in ("", against_control(folder, run))]
     return "\n".join(lines)
 
 
