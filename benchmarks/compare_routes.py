@@ -184,7 +184,7 @@ def time_ladder(bench: Bench) -> list[dict]:
     slow = PublishedEvaluation(model, Stages(bench.device), bench.tokenizer.eos_id)
     predictor = MoraPredictor(model, bench.tokenizer, bench.protocol)
     frames = [read_frame(video.frame_paths[index]) for index in bench.frames_of(video)]
-    prepared = predictor.prepare(video.video_id, frames)
+    prepared = predictor.prepare(video.video_id, frames, [0.0] * len(frames))
     context, inner = predictor.encode(prepared), tuple(prepared.sam.shape[2:])
     prompts, forced = zip(*(bench.prompt(query) for query in video.questions))
     request = answering.Request(

@@ -107,7 +107,7 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
             with stages("decode"):
                 frames = job.read_frames()
             with stages("resize"):
-                prepared = predictor.prepare(video.video_id, frames)
+                prepared = predictor.prepare(video.video_id, frames, [0.0] * len(frames))
             with stages("device"):
                 context = predictor.encode(prepared)
             with stages("masks"):

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from datasets.conversation import (
     LOC,
     SEG,
+    Shown,
     build_example,
     check_answer_style,
     groundmore_question,
@@ -23,7 +24,7 @@ from datasets.mixture import Mixture
 from datasets.pixels import Preprocessor
 from datasets.sample import Question, VideoSample
 from datasets.tokenization import MoraTokenizer
-from utils.batch import MoraBatch, PixelRule, QuestionTensors, VideoTensors
+from utils.batch import FrameMarks, MoraBatch, PixelRule, QuestionTensors, VideoTensors
 from utils.errors import ConfigError, DataError
 from utils.video import read_frame
 
@@ -40,6 +41,7 @@ class SampleProcessor:
         tokenizer: has [SEG], and [LOC] if ``with_loc``.
         sam_pixels: how frames become the segmenter's.
         pixels: how frames become the backbone's.
+        marks: where prompts show them.
         template: name of a conversation template.
         answer_style: "fixed", "name" or "bare".
         with_loc: ask for [LOC] where the question has a window.
@@ -57,6 +59,7 @@ class SampleProcessor:
     tokenizer: MoraTokenizer
     sam_pixels: PixelRule
     pixels: PixelRule
+    marks: FrameMarks = FrameMarks()
     template: str = "llava_llama_2"
     answer_style: str = "fixed"
     with_loc: bool = True
@@ -129,7 +132,8 @@ class SampleProcessor:
         else:
             text = segmentation_question(question.text, rng, question.is_sentence, where)
         answer = segmentation_answer(rng, self.answer_style, asks_time, question.answer, where)
-        input_ids, labels = build_example(text, answer, self.template, self.tokenizer, self.max_length, where)
+        shown = Shown(sample.record.times(sample.frame_indices), self.marks)
+        input_ids, labels = build_example(text, answer, self.template, self.tokenizer, self.max_length, where, shown)
         inside = question.in_window(sample.frame_indices)
         positions = self._supervised(inside, rng)
         tube = np.zeros((len(positions), *size), dtype=np.uint8)

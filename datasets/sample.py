@@ -57,6 +57,8 @@ class VideoRecord:
         video_id: as in the annotation file.
         frame_paths: every frame of the clip, in time order.
         questions: at least one.
+        frame_rate: of ``frame_paths``, per second. GroundMoRe's frames are taken at 6; Refer-YouTube-VOS lists every
+            fifth of 30; MeViS does not say, and is taken to be alike.
         read_object_mask: (question, frame index) -> bool [H, W]; the union of the question's objects on that frame,
             regardless of the window; all False where the corpus has no mask for the frame. Raises DataError on an
             unreadable or differently sized mask. Its ``state()``, JSON-able, says all that the masks depend on.
@@ -67,6 +69,11 @@ class VideoRecord:
     frame_paths: tuple[Path, ...]
     questions: tuple[Question, ...]
     read_object_mask: Callable[[Question, int], np.ndarray] = field(repr=False)
+    frame_rate: float = 6.0
+
+    def times(self, frame_indices: np.ndarray) -> list[float]:
+        """Seconds from the clip's beginning."""
+        return (np.asarray(frame_indices) / self.frame_rate).tolist()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class VideoContext:
         resized_size: (h, w) of a frame inside the segmenter's square.
         original_size: (H, W) of the frames.
         prefixes: beginnings of prompts read so far; filled on demand, then only read.
+        times: seconds of the T frames in the clip, for whoever writes the prompts; the model does not look at them.
     """
 
     sam_embeddings: Embeddings
@@ -35,6 +36,7 @@ class VideoContext:
     resized_size: tuple[int, int]
     original_size: tuple[int, int]
     prefixes: dict[tuple[Piece, ...], Prefix] = field(default_factory=dict)
+    times: Sequence[float] = ()
 
     @property
     def num_frames(self) -> int:

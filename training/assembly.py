@@ -234,6 +234,7 @@ def build_dataset(data: DataSettings, seed: int, parts: Parts) -> CorpusDataset:
         parts.tokenizer,
         sam_pixels=parts.model.sam.pixel_rule,
         pixels=config.pixel_rule,
+        marks=config.frame_marks,
         template=config.template,
         answer_style=config.answer_style,
         with_loc=config.loc_mode != "none",

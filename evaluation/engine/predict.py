@@ -57,9 +57,9 @@ class DeviceLost(MoraError):
 class VideoPredictor(Interface):
     """What :func:`predict_corpus` needs from a model."""
 
-    def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> Any:
-        """What :meth:`encode` needs, from the frames (uint8 RGB [H, W, 3], in time order). Called in several threads at
-        once, ahead of the model; the frames are not kept."""
+    def prepare(self, video_id: str, frames: Sequence[np.ndarray], times: Sequence[float]) -> Any:
+        """What :meth:`encode` needs, from the frames (uint8 RGB [H, W, 3], in time order) and their seconds in the
+        clip. Called in several threads at once, ahead of the model; the frames are not kept."""
 
     def encode(self, prepared: Any, frames_per_pass: int | None = None) -> Any:
         """Read a video once, at most so many frames at a time; returns what :meth:`answer` needs."""
@@ -137,7 +137,9 @@ def predict_corpus(
 
     def prepare(task: _Task, stop: threading.Event) -> Any:
         frames = task.job.read_frames(stop)
-        return None if stop.is_set() else predictor.prepare(task.job.video.video_id, frames)
+        video = task.job.video
+        times = video.times(task.job.frame_indices)
+        return None if stop.is_set() else predictor.prepare(video.video_id, frames, times)
 
     def write(done: tuple[_Task, list[tuple[Question, Outcome]]]) -> None:
         task, outcomes = done

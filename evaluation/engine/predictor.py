@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets.conversation import (
+    Shown,
     encode_forced_answer,
     encode_prompt,
     forced_answer,
@@ -36,11 +37,13 @@ class PreparedVideo:
         clip: uint8 [T, 3, h, w], in the order in which the language model is shown them.
         sam: uint8 [T, 3, h, w], in time order.
         original_size: (H, W).
+        times: seconds of the T frames in the clip.
     """
 
     clip: Tensor
     sam: Tensor
     original_size: tuple[int, int]
+    times: Sequence[float]
 
 
 class MoraPredictor:
@@ -79,26 +82,27 @@ class MoraPredictor:
         self._clip = Preprocessor(config.pixel_rule)
         self._sam = Preprocessor(model.sam.pixel_rule)
 
-    def prepare(self, video_id: str, frames: Sequence[np.ndarray]) -> PreparedVideo:
+    def prepare(self, video_id: str, frames: Sequence[np.ndarray], times: Sequence[float]) -> PreparedVideo:
         """Resize a video's frames; any number of threads may at once.
 
         Args:
             video_id: seeds the frame control "shuffle", so that a video is always shuffled in the same way.
             frames: uint8 RGB [H, W, 3] each, of one size, in time order.
+            times: their seconds in the clip; under a frame control those of the places that are filled.
         """
         seen = control_order(self.protocol.frame_control, len(frames), video_id)
         clip, sam = self._clip.resize(frames)[torch.from_numpy(seen)], self._sam.resize(frames)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # or this thread would open a context on the first GPU
             clip, sam = clip.pin_memory(), sam.pin_memory()
-        return PreparedVideo(clip, sam, frames[0].shape[:2])
+        return PreparedVideo(clip, sam, frames[0].shape[:2], times)
 
     @torch.inference_mode()
     def encode(self, prepared: PreparedVideo, frames_per_pass: int | None = None) -> answering.VideoContext:
         """Encode a video once, at most so many frames at a time."""
         dtype = next(self.model.parameters()).dtype
         clip, sam = (part.to(self._device, non_blocking=True) for part in (prepared.clip, prepared.sam))
-        return answering.encode(
+        context = answering.encode(
             self.model,
             self._clip.normalise(clip).to(dtype),
             self._sam.normalise(sam).to(dtype),
@@ -106,6 +110,8 @@ class MoraPredictor:
             prepared.original_size,
             frames_per_pass,
         )
+        context.times = prepared.times
+        return context
 
     @torch.inference_mode()
     def answer(
@@ -122,7 +128,7 @@ class MoraPredictor:
             _check_text(query)
         ask = referring_question if self.protocol.prompt == "referring" else groundmore_question
         messages = [ask(query.text, f"question {query.query_id}") for query in questions]
-        prompts, forced = self._prompts(messages)
+        prompts, forced = self._prompts(messages, Shown(context.times, self.model.config.frame_marks))
         request = answering.Request(
             forced=forced,
             max_new_tokens=self.protocol.max_new_tokens,
@@ -135,12 +141,12 @@ class MoraPredictor:
         )
         return [self._prediction(answer) for answer in answering.answer(self.model, context, prompts, request)]
 
-    def _prompts(self, messages: Sequence[str]) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    def _prompts(self, messages: Sequence[str], shown: Shown) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Prompts, and the answers to force if the protocol says so."""
         if self.protocol.answer_mode == "generate":
-            return [encode_prompt(message, self.template, self.tokenizer) for message in messages], None
+            return [encode_prompt(message, self.template, self.tokenizer, shown) for message in messages], None
         text = forced_answer(self.has_loc, self.model.config.answer_style)
-        pairs = [encode_forced_answer(message, text, self.template, self.tokenizer) for message in messages]
+        pairs = [encode_forced_answer(message, text, self.template, self.tokenizer, shown) for message in messages]
         return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
 
     def _prediction(self, answer: answering.Answer) -> Prediction:

@@ -72,7 +72,7 @@ class DummyPredictor:
         self.protocol, self.rule, self.loc = protocol, rule, loc
         self.encoded, self.asked = [], []
 
-    def prepare(self, video_id, frames):
+    def prepare(self, video_id, frames, times):
         assert all(frame.shape == (HEIGHT, WIDTH, 3) for frame in frames)
         return video_id, len(frames)
 

@@ -40,7 +40,7 @@ class Speaker:
         self.videos = {video.video_id: video for video in corpus}
         self.name, self.wrong, self.killed_at, self.failing = name, wrong, killed_at, failing
 
-    def prepare(self, video_id, frames):
+    def prepare(self, video_id, frames, times):
         return video_id
 
     def encode(self, prepared, frames_per_pass=None):

@@ -222,7 +222,10 @@ def test_frame_control_disturbs_only_what_the_language_model_sees(model, tokeniz
         control: MoraPredictor(model, tokenizer, make_protocol(frame_control=control))
         for control in ("none", "repeat_first", "shuffle")
     }
-    contexts = {name: each.encode(each.prepare(video.video_id, frames)) for name, each in predictors.items()}
+    contexts = {
+        name: each.encode(each.prepare(video.video_id, frames, [0.0] * len(frames)))
+        for name, each in predictors.items()
+    }
     for control in ("repeat_first", "shuffle"):
         assert torch.equal(*(contexts[name].sam_embeddings.parts[0] for name in (control, "none")))
         assert not torch.equal(contexts[control].visual.tokens, contexts["none"].visual.tokens)
@@ -255,7 +258,7 @@ def test_questions_together_equal_questions_alone(model, tokenizer, corpus):
     for fields in ({}, {"answer_mode": "forced"}):
         protocol = make_protocol(force_seg_token=True, force_loc_token=True, max_new_tokens=4, **fields)
         predictor = MoraPredictor(model, tokenizer, protocol)
-        prepared = predictor.prepare(video.video_id, frames)
+        prepared = predictor.prepare(video.video_id, frames, [0.0] * len(frames))
         together = predictor.answer(predictor.encode(prepared), video.questions)
         for query, prediction in zip(video.questions, together):
             alone = predictor.answer(predictor.encode(prepared), [query])[0]
@@ -269,7 +272,7 @@ def test_a_model_that_says_nothing_has_no_masks_and_no_times(model, tokenizer, c
     video = corpus[0]
     frames = [read_frame(path) for path in video.frame_paths[:3]]
     predictor = MoraPredictor(model, tokenizer, make_protocol(max_new_tokens=1))
-    prepared = predictor.prepare(video.video_id, frames)
+    prepared = predictor.prepare(video.video_id, frames, [0.0] * len(frames))
     prediction = predictor.answer(predictor.encode(prepared), video.questions[:1])[0]
     assert not prediction.has_seg.any() and not prediction.masks.any() and prediction.loc_probs is None
     silent = MoraPredictor(model, tokenizer, make_protocol(seg_only=True, force_seg_token=True, max_new_tokens=1))

@@ -82,7 +82,7 @@ class Fixed:
     def __init__(self, masks):
         self.masks = masks
 
-    def prepare(self, video_id, frames):
+    def prepare(self, video_id, frames, times):
         return video_id
 
     def encode(self, prepared, frames_per_pass=None):

@@ -38,7 +38,7 @@ def contexts(predictor, corpus):
     """(video, context) with each video encoded once."""
     for video in corpus:
         frames = [read_frame(path) for path in video.frame_paths[::6]]
-        yield video, predictor.encode(predictor.prepare(video.video_id, frames))
+        yield video, predictor.encode(predictor.prepare(video.video_id, frames, [0.0] * len(frames)))
 
 
 @pytest.mark.parametrize("answer_mode", ["forced", "generate"])

@@ -35,7 +35,7 @@ def predictors(project_root):
 
 def test_equals_the_cpu(predictors, corpus):
     frames = [read_frame(path) for path in corpus[0].frame_paths[::4]]
-    ready = [each.prepare("v", frames) for each in predictors]
+    ready = [each.prepare("v", frames, [0.0] * len(frames)) for each in predictors]
     assert ready[1].sam.is_pinned() and torch.equal(ready[0].sam, ready[1].sam)
     answers = [each.answer(each.encode(part), corpus[0].questions) for each, part in zip(predictors, ready)]
     for host, device in zip(*answers):
@@ -46,7 +46,10 @@ def test_equals_the_cpu(predictors, corpus):
 def test_frames_are_prepared_in_threads(predictors, corpus):
     frames = [read_frame(path) for path in corpus[0].frame_paths[::4]]
     done = []
-    threads = [threading.Thread(target=lambda: done.append(predictors[1].prepare("v", frames))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: done.append(predictors[1].prepare("v", frames, [0.0] * len(frames))))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -57,7 +60,7 @@ def test_frames_are_prepared_in_threads(predictors, corpus):
 def test_fewer_frames_per_pass_give_the_same(predictors, corpus):
     frames = [read_frame(path) for path in corpus[0].frame_paths[::4]]
     predictor = predictors[1]
-    whole, parts = (predictor.encode(predictor.prepare("v", frames), limit) for limit in (None, 2))
+    whole, parts = (predictor.encode(predictor.prepare("v", frames, [0.0] * len(frames)), limit) for limit in (None, 2))
     assert torch.allclose(whole.sam_embeddings.parts[0], parts.sam_embeddings.parts[0], atol=1e-4)
     assert torch.allclose(whole.visual.tokens, parts.visual.tokens, atol=1e-4)
 

@@ -43,7 +43,7 @@ def test_predicts_from_frames(device, tokenizer, dtype, answer_mode):
     host = MoraPredictor(tiny(tokenizer, dtype), tokenizer, protocol)
     there = MoraPredictor(tiny(tokenizer, dtype).to("simulated"), tokenizer, protocol)
     for limit in (None, 3):
-        prepared = there.prepare("video", frames)
+        prepared = there.prepare("video", frames, [0.0] * len(frames))
         there.encode(prepared, limit)  # what is kept for the next video is made once
         device.forget()
         context = there.encode(prepared, limit)
@@ -52,7 +52,7 @@ def test_predicts_from_frames(device, tokenizer, dtype, answer_mode):
         tokens = [read for read in device.reads if "sessions.py" in read]
         assert len(tokens) <= 3 and bool(tokens) == (answer_mode == "generate")
         assert len(device.reads) - len(tokens) == 1 + 2 * len(QUESTIONS), device.reads  # finite?, masks, probabilities
-        expected = host.answer(host.encode(host.prepare("video", frames), limit), QUESTIONS, limit)
+        expected = host.answer(host.encode(host.prepare("video", frames, [0.0] * len(frames)), limit), QUESTIONS, limit)
         for actual, wanted in zip(answers, expected):
             assert actual.masks.shape == (4, 24, 32) and actual.has_seg.all()
             if dtype == torch.float32:
