@@ -55,7 +55,7 @@ UNUSED = {
     },
     **{
         f"model/presets.py: {name}": "a size, asked for by its name"
-        for name in ("qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b", "tiny_qwen")
+        for name in ("qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
     },
     "model/fields.py: maxother": _LIBRARY,
     "model/fields.py: maxstring": _LIBRARY,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_texts_are_asked_as_the_protocol_says(model, tokenizer, corpus, monkeypa
     asked = []
     monkeypatch.setattr("model.answering.answer", lambda model, context, prompts, how: asked.extend(prompts) or [])
     predictor = MoraPredictor(model, tokenizer, make_protocol(prompt=prompt))
-    predictor.answer(None, video.questions)
+    predictor.answer(SimpleNamespace(times=[0.0]), video.questions)
     assert len(asked) == len(video.questions)
     for query, ids in zip(video.questions, asked):
         words = tokenizer.decode(ids[ids >= 0].tolist())

@@ -240,6 +240,7 @@ def test_records_made_before_a_segmenter_could_be_chosen_are_continued(root, mod
     model = ["--version", str(model_folder), "--max_new_tokens", "1", "--workers", "0", "--precision", "fp32"]
     assert main([*flags, *model, "--device", "cpu", "--predict_only"]) == 0
     config = json.loads(load_any(model_folder)[0].config.to_json_string(use_diff=False))
+    assert config.pop("readout") == "before"
     assert (config.pop("segmenter"), config.pop("transformers_version")) == ("sam", transformers.__version__)
     before = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     assert read_run(tmp_path)["settings"]["network"] == before
