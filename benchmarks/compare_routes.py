@@ -100,7 +100,7 @@ def _published_tflop(bench: Bench, frames: int, prompt: int, tokens: int) -> dic
     rows, visual = bench.rows(frames)
     lengths = [prompt - 1 + visual + step for step in range(tokens)]
     llm = sum(costs.llm(rows, length) + rows * length * costs.llm_head for length in lengths)
-    parts = {"SAM": frames * costs.sam_frame, "CLIP": frames * tokens * costs.clip_frame, "LLM": llm}
+    parts = {"SAM": frames * costs.sam_frame, "CLIP": frames * tokens * costs.tower_image, "LLM": llm}
     return {name: value / 1e12 for name, value in {**parts, "decoder": frames * costs.decoder_prompt}.items()}
 
 

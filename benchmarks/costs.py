@@ -22,7 +22,8 @@ class Costs:
 
     Attributes:
         sam_frame: SAM's image encoder, one frame; windows padded to full size, as the published code computes them.
-        clip_frame: the vision tower up to the layer that is read, and the projector, one frame.
+        tower_image: the backbone's vision tower as far as it is read, and what makes tokens of it, one image: a frame,
+            or a pair that shares its tokens.
         decoder_prompt: SAM's mask decoder, one prompt on one frame.
         llm_token: the language model's matrices, one position; without the language head.
         llm_pair: its attention, one query position with one key position.
@@ -30,7 +31,7 @@ class Costs:
     """
 
     sam_frame: float
-    clip_frame: float
+    tower_image: float
     decoder_prompt: float
     llm_token: float
     llm_pair: float
@@ -41,20 +42,32 @@ class Costs:
         return rows * (positions * self.llm_token + positions * (context + positions) * self.llm_pair)
 
 
-def costs_of(config: MoraConfig) -> Costs:
-    """Count the parts of a network."""
+def costs_of(config: MoraConfig, frame: tuple[int, int] = (0, 0)) -> Costs:
+    """Count the parts of a network.
+
+    Args:
+        config: its shape.
+        frame: (height, width) in pixels at which the backbone sees a frame; LLaVA's are squares of one size, whatever
+            is said here.
+    """
     text = config.text_config
     width, layers = text.hidden_size, text.num_hidden_layers
-    key_width = width * text.num_key_value_heads // text.num_attention_heads
-    per_layer = 2 * width * (2 * width + 2 * key_width + 3 * text.intermediate_size)
+    query_width, key_width = (heads * text.head_dim for heads in (text.num_attention_heads, text.num_key_value_heads))
+    per_layer = 2 * width * (2 * query_width + 2 * key_width + 3 * text.intermediate_size)
     return Costs(
         sam_frame=sam_encoder(config),
-        clip_frame=clip_tower(config),
+        tower_image=_TOWERS[config.backbone](config, frame),
         decoder_prompt=mask_decoder(config),
         llm_token=layers * per_layer,
-        llm_pair=layers * 4 * width,
+        llm_pair=layers * 4 * query_width,
         llm_head=2 * width * text.vocab_size,
     )
+
+
+def key_bytes(config: MoraConfig, width: int = 2) -> int:
+    """Bytes that a position's keys and values take in the cache, of ``width`` bytes each."""
+    text = config.text_config
+    return 2 * width * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
 
 
 def sam_encoder(config: MoraConfig) -> float:
@@ -73,14 +86,21 @@ def sam_encoder(config: MoraConfig) -> float:
     return total + 2 * patches * width * out + 2 * patches * out**2 * 9
 
 
-def tokens_per_frame(config: MoraConfig) -> int:
-    """Visual tokens of one frame as the decoder sees them."""
-    vision = config.vision_config
+def tokens_per_image(config: MoraConfig, frame: tuple[int, int] = (0, 0)) -> int:
+    """Visual tokens of one image as the decoder sees them; arguments as of :func:`costs_of`."""
+    vision, rule = config.vision_config, config.pixel_rule
+    if rule.resize == "area":
+        return frame[0] // rule.size * (frame[1] // rule.size)
     return (vision.image_size // vision.patch_size // config.projector_shuffle) ** 2
 
 
-def clip_tower(config: MoraConfig) -> float:
-    """The vision tower's layers that are read, one frame, and the projector's share of it."""
+def images_of(config: MoraConfig, frames: int) -> int:
+    """How many images the tower makes of so many frames: as many, or one of each pair."""
+    return math.ceil(frames / (config.frame_marks.frames or 1))
+
+
+def clip_tower(config: MoraConfig, frame: tuple[int, int]) -> float:
+    """CLIP's layers that are read, one frame, and the projector's share of it."""
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     width, tokens = vision.hidden_size, patches + 1
@@ -92,7 +112,21 @@ def clip_tower(config: MoraConfig) -> float:
     inner = (config.projector_hidden_size or hidden) if config.projector == "mlp" else hidden
     entry = width * config.projector_shuffle**2 * (2 if config.projector_motion else 1)
     per_token = 2 * entry * inner + (2 * inner * hidden if config.projector == "mlp" else 0)
-    return total + tokens_per_frame(config) * per_token
+    return total + tokens_per_image(config, frame) * per_token
+
+
+def qwen_tower(config: MoraConfig, frame: tuple[int, int]) -> float:
+    """Qwen3-VL's whole tower, one image, with the mergers of its end and of the levels that enter the decoder."""
+    vision, tokens = config.vision_config, tokens_per_image(config, frame)
+    width, block = vision.hidden_size, vision.spatial_merge_size**2
+    patches = tokens * block
+    patch = 3 * vision.temporal_patch_size * vision.patch_size**2
+    layer = 2 * patches * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * patches**2 * width
+    merger = 2 * tokens * block * width * (block * width + vision.out_hidden_size)
+    return 2 * patches * patch * width + vision.depth * layer + (1 + len(vision.deepstack_visual_indexes)) * merger
+
+
+_TOWERS = {"llava": clip_tower, "qwen3_vl": qwen_tower}
 
 
 def mask_decoder(config: MoraConfig) -> float:

@@ -129,7 +129,7 @@ def _tflop(bench: Bench) -> dict[str, float]:
         frames = len(bench.frames_of(video))
         rows, visual = bench.rows(frames)
         total["SAM"] += frames * costs.sam_frame
-        total["CLIP"] += frames * costs.clip_frame
+        total["CLIP"] += frames * costs.tower_image
         for number, query in enumerate(video.questions):
             prompt, forced = bench.prompt(query)
             place = prompt.tolist().index(IMAGE_TOKEN_INDEX)

@@ -2,11 +2,14 @@
 
     python -m benchmarks.groundmore_eval --preset tiny
     python -m benchmarks.groundmore_eval --preset lisa_7b --device cuda --precision bf16
+    python -m benchmarks.groundmore_eval --preset qwen3_vl_8b
 
 Weights are random, clips synthetic; answers are forced unless --answer_mode generate, so the work is that of a trained
 model. (a) reads every frame again for every question, one at a time, without any cache, and scores afterwards with the
 metric as it is defined; (b) is evaluate_groundmore.py's own code. Both must give the same masks. The time of the full
 test (382 clips, 2,005 questions, 20 frames) is extrapolated from what was measured, and marked so.
+
+Presets on Qwen3-VL are counted: what a question costs with the frames read once, and without.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.compare_routes import compare
+from benchmarks.counted import format_counted
 from benchmarks.eval_report import format_result
-from benchmarks.workload import CLIP_SIZES, Bench, make_config, open_tokenizer, random_model, write_clips
+from benchmarks.workload import CLIP_SIZES, QWEN, Bench, make_config, open_tokenizer, random_model, write_clips
 from evaluation.protocol import make_protocol
+from model import presets
 from model.settings import PRECISIONS
 from utils.errors import ConfigError, MoraError
 from utils.files import write_json
@@ -31,9 +36,12 @@ PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 
 DEFAULTS = {
     "tiny": {"videos": 4, "published_questions": 4},
-    "lisa_7b": {"videos": 6, "published_questions": 2},
+    **dict.fromkeys(("lisa_7b", *QWEN), {"videos": 6, "published_questions": 2}),
 }
 """Slices that take about a minute on a CPU (tiny) and a few minutes on one large GPU (lisa_7b)."""
+
+COUNTED = dict.fromkeys(QWEN, ((720, 1280), (480, 854), (360, 640))) | {"tiny_qwen": ((64, 64),)}
+"""(height, width) of the frames that are counted by default."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
     add("--precision", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 without")
     add("--visual_mode", choices=("frame", "pooled", "video"), default="frame", help="LLM rows (%(default)s)")
+    add("--frames_as", choices=("images", "video"), default="images", help="Qwen3-VL (%(default)s)")
+    add("--timestamps", action="store_true", help="Qwen3-VL: the time before each image or pair")
+    add("--min_pixels", type=int, help="Qwen3-VL: least of a resized frame (default: the preset's)")
+    add("--max_pixels", type=int, help="Qwen3-VL: most of a resized frame (default: the preset's)")
     add("--loc_mode", choices=("none", "global", "frame"), default="global", help="[LOC] head (%(default)s)")
     add("--answer_mode", choices=("forced", "generate"), default="forced",
         help="a fixed answer, or greedy tokens, which random weights choose without sense (%(default)s)")  # fmt: skip
@@ -83,6 +95,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     for name in ("videos", "questions_per_video", "published_questions", "num_frames", "max_new_tokens"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)}: must be at least 1")
+    args.sizes = ((args.height, args.width),) if args.height and args.width else COUNTED.get(args.preset, ())
     height, width = CLIP_SIZES[args.preset]
     args.height, args.width = args.height or height, args.width or width
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -96,6 +109,14 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         args.peak = next((peak for model, peak in PEAKS.items() if model in name), None)
     args.published_questions = min(args.published_questions, args.videos * args.questions_per_video)
     return args
+
+
+def counted(args: argparse.Namespace) -> str:
+    """What can be said of a preset on Qwen3-VL without running it."""
+    bounds = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name) is not None}
+    build = getattr(presets, args.preset)
+    config = build(loc_mode=args.loc_mode, frames_as=args.frames_as, timestamps=args.timestamps, **bounds)
+    return format_counted(args.preset, config, args.sizes, args.num_frames)
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -120,6 +141,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
         args = complete(build_parser().parse_args(argv))
+        if args.preset in QWEN:
+            print(counted(args))
+            return 0
         result = measure(args)
     except MoraError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from benchmarks.costs import tokens_per_frame
+from benchmarks.costs import tokens_per_image
 from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
 from datasets.corpora import corpus_named, load
 from datasets.sample import Question, VideoRecord
@@ -31,7 +31,10 @@ TOKENIZER = Path(__file__).resolve().parent.parent / "assets" / "tiny_tokenizer"
 FULL_TEST = {"videos": 382, "questions": 2005, "frames": 20}
 """GroundMoRe's test set, evaluated on 20 frames per clip."""
 
-CLIP_SIZES = {"tiny": (64, 64), "lisa_7b": (720, 1280)}
+QWEN = ("tiny_qwen", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
+"""Presets on Qwen3-VL."""
+
+CLIP_SIZES = {"tiny": (64, 64), "tiny_qwen": (64, 64)} | dict.fromkeys(("lisa_7b", *QWEN[1:]), (720, 1280))
 """(height, width) of the clips that a preset is measured on by default."""
 
 
@@ -83,7 +86,7 @@ class Bench:
     @property
     def rows(self) -> Callable[[int], tuple[int, int]]:
         """Function from a clip's frames to (its LLM rows, visual tokens in each)."""
-        each = tokens_per_frame(self.model.config)
+        each = tokens_per_image(self.model.config)
         modes = {"frame": lambda t: (t, each), "pooled": lambda t: (1, each + t), "video": lambda t: (1, each * t)}
         return modes[self.model.config.visual_mode]
 

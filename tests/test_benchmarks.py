@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 from benchmarks import groundmore_eval, stages
 from benchmarks.as_published import plain_sam_encoder
 from benchmarks.compare_routes import extrapolate
-from benchmarks.costs import costs_of
+from benchmarks.costs import costs_of, images_of, key_bytes, tokens_per_image
+from benchmarks.counted import capped, count
 from benchmarks.stages import Stages
 from benchmarks.workload import make_config, open_tokenizer, random_model
 from model import presets
@@ -104,7 +105,7 @@ def test_formulas_count_what_runs(window):
     assert counted(lambda: encoder(torch.zeros(1, 3, 64, 64))) == costs.sam_frame
     model.vision_tower.set_attn_implementation("eager")
     clip = torch.zeros(1, 3, 64, 64)
-    assert counted(lambda: model.backbone.encode([clip])) == costs.clip_frame
+    assert counted(lambda: model.backbone.encode([clip])) == costs.tower_image
     model.language_model.set_attn_implementation("eager")
     row = torch.zeros(2, 7, 128)
     heads = 2 * 7 * costs.llm_head
@@ -167,3 +168,56 @@ def test_stages_take_inner_time_from_the_outer_one(monkeypatch):
             np.sum([1])
         np.sum([1])
     assert timer.seconds == {"inner": 3.0 + 1.0, "outer": 10.0 - 3.0}
+
+
+@pytest.mark.parametrize("frames_as", ["images", "video"])
+def test_formulas_of_qwen_count_what_runs(frames_as):
+    """Against torch's own counter: a tower of odd sizes with two mergers, a decoder with few key heads."""
+    sizes = {"vocab_size": 90, "tower_hidden": 48, "llm_heads": (8, 2), "frames_as": frames_as, "max_pixels": 8192}
+    text = presets.tiny_qwen(**sizes).text_config.to_dict()
+    text |= {"head_dim": 24, "rope_parameters": text["rope_parameters"] | {"mrope_section": [4, 4, 4]}}  # as in the 4B
+    config = presets.tiny_qwen(**sizes, text_config=text)
+    model = presets.build(config)
+    model.language_model.set_attn_implementation("eager")
+    frame = (48, 96)
+    costs, video = costs_of(config, frame), torch.zeros(3, 3, *frame)
+    images = images_of(config, 3)
+    found = counted(lambda: model.backbone.encode([video]))
+    rotary = 2 * images * 72 * (48 // 4 // 2) * 2  # a product of positions and frequencies
+    assert found == pytest.approx(images * costs.tower_image, abs=rotary)
+    (visual,) = model.backbone.encode([video])
+    assert (images, visual.tokens.shape[1]) == ({"images": 3, "video": 2}[frames_as], images * 18)
+    assert tokens_per_image(config, frame) == 18
+    found = counted(lambda: model.backbone.read(torch.zeros(2, 7, 128), None, None))
+    assert found == pytest.approx(costs.llm(2, 7), abs=2 * 2 * 3 * 7 * 12)
+    assert key_bytes(config) == 2 * 2 * 4 * 2 * 24
+
+
+@pytest.mark.parametrize(
+    ("frame", "smallest", "expected"),
+    [
+        ((720, 1280), False, (777, 80.4, 359.9, 1.39, 442, 85.3, 2.3)),
+        ((360, 640), False, (220, 17.9, 73.5, 0.99, 92.5, 18.4, 0.66)),
+        ((720, 1280), True, (180, 14.3, 58.6, 0.96, 74.0, 14.8, 0.54)),
+    ],
+)
+def test_arithmetic_of_qwen_at_full_size(frame, smallest, expected):
+    """What torch's counter counted on the meta device, rotary positions included: to the digits that were noted."""
+    config = presets.qwen3_vl_8b()
+    row = count(capped(config) if smallest else config, frame, 20)
+    found = (row.image, row.tower, row.read, row.ask, row.alone, row.shared(5.25), row.keys / 1e9)
+    assert found == pytest.approx(expected, rel=6e-3)
+    assert row.prefix == 20 * (row.image + 2) + 10
+
+
+def test_a_qwen_preset_is_counted_without_running(capsys):
+    assert groundmore_eval.main(["--preset", "qwen3_vl_8b", "--device", "cpu", "--no-ladder"]) == 0
+    text = capsys.readouterr().out
+    assert "8,767,123,696 weights" in text
+    assert "| 1280x720 | 1184x672 | 777 | 15590 | 80.3 | 360 | 1.39 | 442 | 85.3 | 5.2 | 2.3 GB |" in text
+    assert "| 1280x720 | 576x320 | 180 | 3650 |" in text and "| 854x480 | 864x480 | 405 |" in text
+    flags = ("--height", "480", "--width", "640", "--frames_as", "video", "--timestamps", "--num_frames", "5")
+    assert groundmore_eval.main(["--preset", "qwen3_vl_2b", "--device", "cpu", *flags]) == 0
+    assert "| 640x480 | 640x480 | 300 | 937 |" in capsys.readouterr().out  # three pairs of 300, 2 marks and a time
+    assert groundmore_eval.main(["--preset", "qwen3_vl_4b", "--max_pixels", "1000"]) == 2
+    assert "max_pixels" in capsys.readouterr().err
