@@ -31,6 +31,9 @@ except ImportError as error:
         f"transformers {transformers.__version__} has no Qwen3VLForConditionalGeneration; install the version of "
         "requirements.txt (from 5.4 to below 5.40)"
     ) from error
+if not (5, 4) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 40):
+    raise ConfigError(f"transformers {transformers.__version__} is not one that Qwen3-VL works with here; install the "
+                      "version of requirements.txt (from 5.4 to below 5.40)")  # fmt: skip
 
 VISION = {
     **COMMON,

@@ -204,6 +204,19 @@ def test_a_killed_export_leaves_nothing_behind_the_next_one(tiny_base, runs, tmp
     load_any(tmp_path / "out")
 
 
+def test_the_converter_leaves_what_holds_these_weights_and_replaces_others(runs, tmp_path, capsys):
+    first, second = runs / "a" / "ckpt_model_epoch_001", runs / "a" / "ckpt_model"
+    target = tmp_path / "fp32_model_state.pt"
+    for source, word in ((first, "saved"), (first, "kept"), (second, "saved"), (second, "kept")):
+        assert convert.main([str(source), str(target), "--reuse"]) == 0
+        assert capsys.readouterr().out.startswith(word)
+        wanted, found = read_weights(source), read_weights(target)
+        assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+    target.write_bytes(target.read_bytes()[:-100])
+    assert convert.main([str(second), str(target), "--reuse"]) == 0 and capsys.readouterr().out.startswith("saved")
+    assert convert.main([str(second), str(target)]) == 1 and "exists already" in capsys.readouterr().err
+
+
 def test_the_converter(runs, tmp_path, capsys):
     checkpoint, target = runs / "a" / "ckpt_model", tmp_path / "w.safetensors"
     assert convert.main([str(checkpoint), str(target)]) == 0
@@ -212,7 +225,7 @@ def test_the_converter(runs, tmp_path, capsys):
     }
     for source, place, named in (
         (checkpoint, target, "exists already"),
-        (checkpoint, tmp_path / "w.pt", ".safetensors"),
+        (checkpoint, tmp_path / "w.txt", ".safetensors"),
         (tmp_path, tmp_path / "x.safetensors", "no DeepSpeed checkpoint"),
     ):
         assert convert.main([str(source), str(place)]) == 1
