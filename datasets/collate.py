@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,11 +23,14 @@ from datasets.conversation import (
 )
 from datasets.mixture import Mixture
 from datasets.pixels import Preprocessor
+from datasets.room import describe_change, fitted_rule
 from datasets.sample import Question, VideoSample
 from datasets.tokenization import MoraTokenizer
-from utils.batch import FrameMarks, MoraBatch, PixelRule, QuestionTensors, VideoTensors
+from utils.batch import IMAGE_TOKEN_INDEX, FrameMarks, MoraBatch, PixelRule, QuestionTensors, VideoTensors
 from utils.errors import ConfigError, DataError
 from utils.video import read_frame
+
+logger = logging.getLogger(__name__)
 
 OUTSIDE_WINDOW = ("zero", "ignore")
 _PROCESS = 3
@@ -49,7 +53,8 @@ class SampleProcessor:
         outside_window: what supervises the masks of frames outside the window. "zero": an empty mask. "ignore":
             nothing; the object is there, but the question does not ask for it then.
         mask_frames: how many of the T frames have their masks supervised, drawn anew each time; 0: all that may be.
-        max_length: most text tokens of a conversation; a longer one is an error. None: no limit.
+        max_length: most text tokens of a conversation; a longer one is an error. Where frames keep their shape ("area")
+            visual tokens count as well, and frames are made smaller until they fit. None: no limit.
 
     Raises:
         ConfigError: a value is not one of those above.
@@ -80,6 +85,8 @@ class SampleProcessor:
             self.tokenizer.id_of(LOC)
         self._sam = Preprocessor(self.sam_pixels)
         self._clip = Preprocessor(self.pixels)
+        self._fits = self.pixels.resize == "area" and self.max_length is not None
+        self._told: set[str] = set()
 
     def __call__(self, sample: VideoSample, rng: np.random.Generator) -> VideoTensors:
         """Read, preprocess and tokenise one sample. Each frame is read once, and only the masks that are needed.
@@ -93,14 +100,35 @@ class SampleProcessor:
         """
         frames = self._read_frames(sample)
         height, width = frames[0].shape[:2]
+        questions = [self._question(sample, question, (height, width), rng) for question in sample.questions]
+        try:
+            clip_pixels = self._clip_for(questions, height, width)(frames)
+        except DataError as error:
+            raise DataError(f"{sample.record.corpus} video {sample.record.video_id}: {error}") from error
         return VideoTensors(
             video_id=sample.record.video_id,
-            clip_pixels=self._clip(frames),
+            clip_pixels=clip_pixels,
             sam_pixels=self._sam(frames),
             resized_size=self._sam.resized_size(height, width),
             original_size=(height, width),
-            questions=[self._question(sample, question, (height, width), rng) for question in sample.questions],
+            questions=questions,
         )
+
+    def _clip_for(self, questions: Sequence[QuestionTensors], height: int, width: int) -> Preprocessor:
+        """How frames of that size become the backbone's pixels, so that each of these conversations fits; a change is
+        told once."""
+        if not self._fits:
+            return self._clip
+        images = int((questions[0].input_ids == IMAGE_TOKEN_INDEX).sum())
+        text = max(len(question.input_ids) for question in questions) - images
+        fitted = fitted_rule(height, width, self.pixels, images, text, self.max_length)
+        if fitted is self.pixels:
+            return self._clip
+        change = describe_change(height, width, self.pixels, fitted)
+        if change not in self._told:
+            self._told.add(change)
+            logger.warning("%s", change)
+        return Preprocessor(fitted)
 
     def _read_frames(self, sample: VideoSample) -> list[np.ndarray]:
         """uint8 RGB [H, W, 3] for every sampled frame; a repeated one is read once.
@@ -133,7 +161,8 @@ class SampleProcessor:
             text = segmentation_question(question.text, rng, question.is_sentence, where)
         answer = segmentation_answer(rng, self.answer_style, asks_time, question.answer, where)
         shown = Shown(sample.record.times(sample.frame_indices), self.marks)
-        input_ids, labels = build_example(text, answer, self.template, self.tokenizer, self.max_length, where, shown)
+        most = None if self._fits else self.max_length
+        input_ids, labels = build_example(text, answer, self.template, self.tokenizer, most, where, shown)
         inside = question.in_window(sample.frame_indices)
         positions = self._supervised(inside, rng)
         tube = np.zeros((len(positions), *size), dtype=np.uint8)
