@@ -49,8 +49,8 @@ def fitted_rule(height: int, width: int, rule: PixelRule, images: int, text: int
         return dataclasses.replace(rule, min_pixels=min(rule.min_pixels, pixels), max_pixels=pixels)
 
     sizes = range(rule.size**2, rule.max_pixels + 1)
-    # Tokens grow with the bound, so that the last one that fits can be searched for. (Not quite for frames narrower than
-    # one token and 20 times as long; there it may be a lower one.)
+    # Tokens grow with the bound, so that the last one that fits can be searched for. (Not always for frames narrower
+    # than one token and 20 times as long; there it may be a lower one.)
     fitting = bisect.bisect_right(sizes, room, key=lambda pixels: frame_tokens(height, width, lowered(pixels)))
     if not fitting or frame_tokens(height, width, found := lowered(sizes[fitting - 1])) < FEWEST:
         raise DataError(

@@ -35,7 +35,9 @@ def test_costs_of_usual_frames(frame, resized, tokens, images, video, low, low_t
     assert describe_cost(*frame, QWEN, FrameMarks()).endswith(f"5 frames {tokens:,}, 20 frames {tokens:,}")
 
 
-@pytest.mark.parametrize("frame", [(720, 1280), (360, 640), (480, 854), (480, 640), (90, 160), (1280, 720), (301, 1999)])
+@pytest.mark.parametrize(
+    "frame", [(720, 1280), (360, 640), (480, 854), (480, 640), (90, 160), (1280, 720), (301, 1999)]
+)
 @pytest.mark.parametrize(("images", "text"), [(5, 200), (20, 140), (20, 260), (10, 140), (20, 1500)])
 def test_the_largest_frames_that_fit(frame, images, text):
     fitted = fitted_rule(*frame, QWEN, images, text, 4096)

@@ -12,8 +12,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from datasets.tokenization import FastTokenizer, SentencePieceTokenizer, load_tokenizer
+from tests.datasets.conftest import LLAMA_SENTENCES
 from utils.batch import IMAGE_TOKEN_INDEX
 from utils.errors import ConfigError, TokenizerError
+
+DIGESTS = {"tiny_tokenizer": "cdade4a74b5b49f3", "tiny_qwen_tokenizer": "f5275455132de799"}
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +193,71 @@ def test_tiny_tokenizer_is_what_its_script_writes(project_root, tmp_path, monkey
     make_tiny_tokenizer.main()
     for path in sorted((project_root / "assets" / folder).iterdir()):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.fixture
+def qwen_folder(tmp_path):
+    """A folder with the files of a published Qwen: byte-level pieces, no BOS, no unknown token."""
+    folder = tmp_path / "qwen"
+    folder.mkdir()
+    engine = tokenizers.Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    engine.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    engine.train_from_iterator(LLAMA_SENTENCES, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+    engine.add_special_tokens([tokenizers.AddedToken(mark, special=True, normalized=False) for mark in marks])
+    engine.save(str(folder / "tokenizer.json"))
+    engine.model.save(str(folder))
+    named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
+    config = {**named, "bos_token": None, "additional_special_tokens": list(marks), "model_max_length": 262144}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_folder_without_bos(qwen_folder, tmp_path):
+    assert (qwen_folder / "vocab.json").is_file() and (qwen_folder / "merges.txt").is_file()
+    tokenizer = load_tokenizer(qwen_folder)
+    assert tokenizer.add_tokens(["[SEG]", "[LOC]"]) == 2
+    assert (tokenizer.bos_token, tokenizer.bos_id, tokenizer.eos_token) == (None, None, "<|im_end|>")
+    assert tokenizer.id_of("[LOC]") == tokenizer.id_of("[SEG]") + 1 == len(tokenizer) - 1
+    engine = tokenizers.Tokenizer.from_file(str(qwen_folder / "tokenizer.json"))
+    text = (
+        "<|im_start|>user\n<0.3 seconds><|vision_start|><|vision_end|>what happens?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.encode(text) == engine.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode("") == [] and tokenizer.encode("<image>") == [IMAGE_TOKEN_INDEX]
+    # What Qwen's own tokenizer does before an added token: the space stays a token.
+    assert tokenizer.decode(tokenizer.encode("It is [SEG]")[-2:-1]) == " "
+    assert tokenizer.decode(tokenizer.encode(text + "[SEG]"), skip_special_tokens=True).endswith("assistant\n[SEG]")
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.bos_id is None and again.digest() == tokenizer.digest()
+
+
+def test_a_bos_that_is_not_named_is_llamas(qwen_folder):
+    path = qwen_folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["bos_token"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match="no token '<s>'"):
+        load_tokenizer(qwen_folder)
+
+
+def test_digests_of_the_committed_tokenizers(project_root):
+    """Weights say which tokenizer they were trained with."""
+    digests = {name: load_tokenizer(project_root / "assets" / name).digest() for name in DIGESTS}
+    assert digests == DIGESTS
+
+
+def test_no_piece_crosses_a_cut(tiny):
+    text = "USER: what\n [SEG]<image> moves"
+    whole, begins = tiny.encode_with_offsets(text)
+    cut = text.index(" [SEG]") - 1
+    ids, starts = tiny.encode_with_offsets(text, cut)
+    assert tiny.encode(text[:cut]) == ids[: len(tiny.encode(text[:cut]))] and cut in starts
+    for place in (0, len(text), *(begin for begin in begins[1:])):
+        assert tiny.encode_with_offsets(text, place) == (whole, begins)
 
 
 def test_every_word_of_the_motion_world_is_one_token(tiny):
