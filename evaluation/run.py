@@ -220,6 +220,8 @@ def _predict(
 
     def start(questions: int, recorded: int) -> None:
         print(f"{shard}: {questions} questions about {len(share)} videos, {recorded} recorded already", flush=True)
+        if cost := predictor.describe_cost(share[0].video):
+            print(cost, flush=True)
 
     done = predict_corpus(
         share,

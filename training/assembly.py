@@ -14,6 +14,7 @@ import torch
 from datasets.collate import CorpusDataset, SampleProcessor
 from datasets.conversation import template_named
 from datasets.mixture import build_mixture
+from datasets.room import describe_cost
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.adapters import add_lora, add_token_rows, set_trainable
 from model.backbones import BACKBONES
@@ -33,6 +34,7 @@ from utils.errors import ConfigError, TokenizerError
 from utils.files import write_json
 from utils.flags import flags_of
 from utils.hub import resolve_folder
+from utils.video import frame_size
 
 
 @dataclass
@@ -247,10 +249,14 @@ def build_dataset(data: DataSettings, seed: int, parts: Parts) -> CorpusDataset:
 
 
 def describe_dataset(dataset: CorpusDataset) -> str:
-    """How much each corpus holds, for the log."""
-    mixture = dataset.source
-    return "\n".join(
+    """How much each corpus holds, and what frames of the first clip cost the language model, for the log."""
+    mixture, processor = dataset.source, dataset.processor
+    lines = [
         f"{name}: {len(corpus)} videos, {sum(len(record.questions) for record in corpus)} questions, "
         f"{rate:.0%} of the samples"
         for name, corpus, rate in zip(mixture.names, mixture.corpora, mixture.rates)
-    )
+    ]
+    if processor.pixels.resize == "area":
+        size = frame_size(mixture.corpora[0][0].frame_paths[0])
+        lines.append(f"frames of {describe_cost(*size, processor.pixels, processor.marks)}")
+    return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +20,16 @@ from datasets.conversation import (
     referring_question,
 )
 from datasets.pixels import Preprocessor
-from datasets.sample import Question
+from datasets.room import describe_cost
+from datasets.sample import Question, VideoRecord
 from datasets.tokenization import MoraTokenizer
 from evaluation.engine.jobs import Prediction
 from evaluation.protocol import Protocol
 from model import answering
 from model.layout import require_rows
 from model.mora import MoraModel
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, one_line
+from utils.video import frame_size
 
 
 @dataclass
@@ -96,6 +99,17 @@ class MoraPredictor:
             torch.cuda.set_device(self._device)  # or this thread would open a context on the first GPU
             clip, sam = clip.pin_memory(), sam.pin_memory()
         return PreparedVideo(clip, sam, frames[0].shape[:2], times)
+
+    def describe_cost(self, video: VideoRecord) -> str | None:
+        """What the frames of a video cost the language model, as a line; None where no frame keeps its shape, so that
+        every one costs the same, or where the first cannot be read."""
+        rule, marks = self.model.config.pixel_rule, self.model.config.frame_marks
+        shown = len(np.unique(self.protocol.sample(len(video.frame_paths))))
+        with suppress(DataError):
+            if rule.resize == "area":
+                size = frame_size(video.frame_paths[0])
+                return f"video {one_line(video.video_id)}: {describe_cost(*size, rule, marks, (shown,))}"
+        return None
 
     @torch.inference_mode()
     def encode(self, prepared: PreparedVideo, frames_per_pass: int | None = None) -> answering.VideoContext:
