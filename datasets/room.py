@@ -54,8 +54,9 @@ def fitted_rule(height: int, width: int, rule: PixelRule, images: int, text: int
     fitting = bisect.bisect_right(sizes, room, key=lambda pixels: frame_tokens(height, width, lowered(pixels)))
     if not fitting or frame_tokens(height, width, found := lowered(sizes[fitting - 1])) < FEWEST:
         raise DataError(
-            f"{images} x {full} visual tokens and {text} of text do not fit into {most}, nor would {FEWEST} "
-            "for each frame; raise --model_max_length, lower --num_frames, or use --frames_as video"
+            f"{images} x {full} visual tokens and {text} of text do not fit into {most}, nor do frames of any "
+            f"smaller size that has {FEWEST} tokens or more; raise --model_max_length, lower --num_frames, or use "
+            "--frames_as video"
         )
     return found
 
