@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.benchmark import OVERALL, Benchmark, benchmark_of, find_benchmark
@@ -14,7 +14,7 @@ from evaluation.outputs import note_foreign_file, note_own_place
 from evaluation.report import layout
 from utils.errors import ConfigError, DataError, MoraError, Problems, one_line, write_any_text
 from utils.files import read_json, write_json
-from utils.paths import user_path
+from utils.flags import flag, parse_small
 
 DESCRIPTION = """\
 Compare two evaluations question by question: is B better than A, where, and how sure is that?
@@ -40,46 +40,38 @@ Exit code: 0 whatever the outcome; 2 if the runs cannot be compared.
 """
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags of the program; a missing B is A.
+@dataclass
+class ComparisonFlags:
+    """What is compared; a missing ``b`` is ``a``, a missing row of one run is ``row``."""
 
-    Raises:
-        ConfigError: values that cannot be used, all of them listed.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.compare",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    a: str = flag(names=("a",), path=True, metavar="A", help="output folder of an evaluation, or the scores.json in it")
+    b: str | None = flag(None, names=("b",), path=True, metavar="B", help="the same; default: A, with other rows")
+    measure: str | None = flag(None, metavar="NAME", help="of the table by type and the questions: "
+        f"{', '.join(measure.key for measure in find_benchmark().compared)} (default: the first)")  # fmt: skip
+    row: str = flag("model", metavar="ROW",
+                    help=f"what is compared: {', '.join(find_benchmark().rows)} (default model)")  # fmt: skip
+    row_a: str | None = flag(None, metavar="ROW", help="row of A, if another")
+    row_b: str | None = flag(None, metavar="ROW", help="row of B, if another")
+    top: int = flag(5, at_least=0, metavar="N", help="questions shown each way (default 5)")
+    json: str | None = flag(None, path=True, written=True, metavar="FILE",
+                            help="write everything, every changed question included")  # fmt: skip
+    allow_different_protocols: bool = flag(
+        False, help="compare runs that do not measure the same thing; what differs is printed"
     )
-    parser.add_argument("a", metavar="A", type=_path, help="output folder of an evaluation, or the scores.json in it")
-    parser.add_argument("b", metavar="B", type=_path, nargs="?", help="the same; default: A, with other rows")
-    own = find_benchmark()
-    names = ", ".join(measure.key for measure in own.compared)
-    parser.add_argument("--measure", metavar="NAME",
-                        help=f"of the table by type and the questions: {names} (default: the first)")  # fmt: skip
-    parser.add_argument("--row", default="model", metavar="ROW",
-                        help=f"what is compared: {', '.join(own.rows)} (default model)")  # fmt: skip
-    parser.add_argument("--row_a", metavar="ROW", help="row of A, if another")
-    parser.add_argument("--row_b", metavar="ROW", help="row of B, if another")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="questions shown each way (default 5)")
-    parser.add_argument("--json", type=_path, metavar="FILE", help="write everything, every changed question included")
-    parser.add_argument("--allow_different_protocols", action=argparse.BooleanOptionalAction, default=False,
-                        help="compare runs that do not measure the same thing; what differs is printed")  # fmt: skip
-    args = parser.parse_args(argv)
-    args.b, args.row_a, args.row_b = args.b or args.a, args.row_a or args.row, args.row_b or args.row
-    problems, benchmark = Problems(), _benchmark(args.a)
-    keys = [measure.key for measure in benchmark.compared]
-    args.measure = args.measure or keys[0]
-    if args.measure not in keys:
-        problems.add(f"--measure {args.measure}", f"choose one of {', '.join(keys)}")
-    for row in dict.fromkeys((args.row_a, args.row_b)):
-        if row not in benchmark.rows:
-            problems.add(f"row {row}", f"choose one of {', '.join(benchmark.rows)}")
-    if args.top < 0:
-        problems.add(f"--top {args.top}", "must be 0 or more")
-    problems.raise_if_any(ConfigError, "the flags cannot be used")
-    return args
+
+    def __post_init__(self) -> None:
+        self.b, self.row_a, self.row_b = self.b or self.a, self.row_a or self.row, self.row_b or self.row
+
+    def check(self, problems: Problems) -> None:
+        """Note a measure or rows that the runs' benchmark does not have; a missing measure is its first."""
+        benchmark = _benchmark(Path(self.a))
+        keys = [measure.key for measure in benchmark.compared]
+        self.measure = self.measure or keys[0]
+        if self.measure not in keys:
+            problems.add(f"--measure {self.measure}", f"choose one of {', '.join(keys)}")
+        for row in dict.fromkeys((self.row_a, self.row_b)):
+            if row not in benchmark.rows:
+                problems.add(f"row {row}", f"choose one of {', '.join(benchmark.rows)}")
 
 
 def _benchmark(path: Path) -> Benchmark:
@@ -123,10 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 if the runs cannot be compared.
     """
     write_any_text()
+    texts = {"prog": "python -m evaluation.compare", "epilog": EPILOG}
     try:
-        args = parse_arguments(argv)
-        runs, problems = {}, Problems()
-        for path in dict.fromkeys((args.a, args.b)):
+        args = parse_small(ComparisonFlags, DESCRIPTION, argv, **texts)
+        a, b, runs, problems = Path(args.a), Path(args.b), {}, Problems()
+        for path in dict.fromkeys((a, b)):
             try:
                 runs[path] = read_scored_run(path)
             except DataError as error:
@@ -134,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems.raise_if_any(DataError, "nothing to compare")
         if args.json:
             _check_output(args)
-        result = compare(runs[args.a], runs[args.b], args.row_a, args.row_b, args.allow_different_protocols)
+        result = compare(runs[a], runs[b], args.row_a, args.row_b, args.allow_different_protocols)
         print(format_comparison(result, args.measure, args.top))
         if args.json:
             write_json(args.json, result)
@@ -145,11 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _path(text: str) -> Path:
-    return Path(user_path(text))
-
-
-def _check_output(args: argparse.Namespace) -> None:
+def _check_output(args: ComparisonFlags) -> None:
     """Refuse a ``--json`` that would replace what was read, or what this program did not write.
 
     Raises:
@@ -157,7 +146,7 @@ def _check_output(args: argparse.Namespace) -> None:
     """
     problems, mark = Problems(), f'"format": "{COMPARISON_FORMAT}"'.encode()
     note_foreign_file(problems, "--json", args.json, mark)
-    for run in (args.a, args.b):
+    for run in map(Path, (args.a, args.b)):
         note_own_place(problems, "--json", args.json, run if run.is_dir() else run.parent)
     problems.raise_if_any(ConfigError, "the comparison cannot be written there")
 

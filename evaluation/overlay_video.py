@@ -10,12 +10,12 @@ not predicted there. H.264 in yuv420p, which browsers play.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import textwrap
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from evaluation.benchmark import benchmark_of
 from evaluation.outputs import PICTURE_MARK, note_foreign_file
 from evaluation.protocol import Protocol
 from evaluation.records import Record, read_record, record_path
-from evaluation.report import add_run_flags, read_evaluation
+from evaluation.report import RunFlags, read_evaluation
 from evaluation.scoring import ClipTruth, Truth, question_window
 from utils.drawing import TRUTH_COLOUR, contact_sheet, draw_overlay, grey, text_strip, time_curve, write_png
 from utils.errors import ConfigError, DataError, MoraError, Problems, write_any_text
+from utils.flags import flag, parse_small
 from utils.masks import decode_rle
-from utils.paths import user_path
 from utils.video import read_frame
 
 MIN_WIDTH = 640
@@ -55,7 +55,7 @@ def overlay_frames(
     """The pictures of one question in time order.
 
     Args:
-        video, question: what was asked.
+        video, question: what was args.
         record: a prediction (not a failure).
         protocol: refinement and threshold.
         all_frames: every frame of the clip; otherwise the predicted ones only.
@@ -220,23 +220,17 @@ def _note(index: int, inside: bool, exact: bool, kept: bool, probability: float)
     return ", ".join(parts)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``python -m evaluation.overlay_video``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.overlay_video", description="Write an mp4 (or one sheet) of a question."
-    )
-    add_run_flags(parser)
-    parser.add_argument("--video", required=True, metavar="ID", help="the clip")
-    parser.add_argument("--question", required=True, metavar="ID", help="the question's id inside the clip")
-    parser.add_argument(
-        "--out", type=user_path, metavar="FILE", help="default: OUTPUT_DIR/overlays/VIDEO/QUESTION.mp4 or .png"
-    )
-    parser.add_argument("--fps", type=float, default=6.0, help="frames per second (%(default)s)")
-    parser.add_argument("--all_frames", action=argparse.BooleanOptionalAction, default=True,
-                        help="every frame of the clip, not the predicted ones only (default: on)")  # fmt: skip
-    parser.add_argument("--sheet", action=argparse.BooleanOptionalAction, default=False,
-                        help="a PNG with eight frames instead of the video (default: off)")  # fmt: skip
-    return parser
+@dataclass
+class OverlayFlags(RunFlags):
+    """Which question of which evaluation, and how it is shown."""
+
+    video: str = flag(metavar="ID", help="the clip")
+    question: str = flag(metavar="ID", help="the question's id inside the clip")
+    out: str | None = flag(None, path=True, written=True, metavar="FILE",
+                           help="default: OUTPUT_DIR/overlays/VIDEO/QUESTION.mp4 or .png")  # fmt: skip
+    fps: float = flag(6.0, above=0, below=121, help="frames per second (%(default)s)")
+    all_frames: bool = flag(True, help="every frame of the clip, not the predicted ones only (default: on)")
+    sheet: bool = flag(False, help="a PNG with eight frames instead of the video (default: off)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -246,11 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 if nothing could be written.
     """
     write_any_text()
-    args = build_parser().parse_args(argv)
+    description, program = "Write an mp4 (or one sheet) of a question.", "python -m evaluation.overlay_video"
     try:
-        if not 0 < args.fps <= 120:
-            raise ConfigError(f"--fps: {args.fps} must lie above 0 and not above 120")
-        path = _write(args)
+        path = _write(parse_small(OverlayFlags, description, argv, prog=program))
     except (MoraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -258,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(args: argparse.Namespace) -> Path:
+def _write(args: OverlayFlags) -> Path:
     """Write what the flags ask for."""
     videos, summary, _, protocol = read_evaluation(args)
     truths = benchmark_of(summary).kind.truths

@@ -1,7 +1,8 @@
 """Flags as fields: a settings dataclass says, once, what each flag is called, means, may be, and what it decides.
 
 A program's settings are a dataclass of groups; a group is a dataclass of fields made by :func:`flag`, with a ``title``
-for ``--help``. Functions receive the group that they need. transformers' HfArgumentParser reads dataclasses, too, but
+for ``--help``. Functions receive the group that they need. Settings of a small program may be one group, without a
+title (:func:`parse_small`). transformers' HfArgumentParser reads dataclasses, too, but
 makes ``--x true`` of a switch and one list of a repeated flag, doubles every name and ends at the first mistake; so
 argparse is filled here.
 """
@@ -35,7 +36,8 @@ class Flag:
         below: values must be smaller than this.
         choices: the only values allowed.
         metavar: the value's name in ``--help``.
-        names: how the flag is spelled, if not ``--FIELD``.
+        names: how the flag is spelled, if not ``--FIELD``. ``("FIELD",)``, the field's name, is an argument by its
+            place; a switch called ``--no-X`` has no positive form.
         path: a file or folder, in which ``~`` is the home folder.
         written: a path that the program writes to; it reads the others.
         course: a run that is resumed with another value takes another course (it is warned about).
@@ -92,6 +94,8 @@ def flags_of(group: Any) -> Iterator[tuple[str, Flag]]:
 
 def groups_of(settings: Any) -> Iterator[tuple[str, Any]]:
     """(field's name, group) of a program's settings; of their class, (field's name, the group's class)."""
+    if any(flags_of(settings)):  # one group
+        return iter([("", settings)])
     if isinstance(settings, type):
         kinds = typing.get_type_hints(settings)
         return ((field.name, kinds[field.name]) for field in dataclasses.fields(settings) if field.init)
@@ -115,7 +119,7 @@ def inputs_of(settings: Any) -> dict[str, str | None]:
 
 
 def _add_group(parser: argparse.ArgumentParser, group: type) -> None:
-    section = parser.add_argument_group(group.title)
+    section = parser.add_argument_group(getattr(group, "title", "flags"))
     kinds = typing.get_type_hints(group)
     fields = {field.name: field for field in dataclasses.fields(group)}
     for name, about in flags_of(group):
@@ -130,19 +134,29 @@ def _add_group(parser: argparse.ArgumentParser, group: type) -> None:
         else:
             options["default"] = field.default
         if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
+            off = about.spelling(name).startswith("--no-")
+            options["action"] = "store_false" if off else argparse.BooleanOptionalAction
         else:
             options["metavar"] = about.metavar
             options |= {"action": "append"} if typing.get_origin(kind) is list else {
                 "type": user_path if about.path else kind, "choices": about.choices
             }  # fmt: skip
+        if about.names == (name,):  # argparse takes the field's name from the place
+            del options["dest"]
+            options["nargs"] = None if options.pop("required", False) else "?"
         section.add_argument(*(about.names or (f"--{name}",)), **options)
 
 
-def make_parser(settings: type, description: str) -> argparse.ArgumentParser:
-    """The parser of a program: ``--help`` shows the description, then every flag by group."""
+def make_parser(settings: type, description: str, **texts: str) -> argparse.ArgumentParser:
+    """The parser of a program: ``--help`` shows the description, then every flag by group.
+
+    Args:
+        settings: its settings' class.
+        description: above the flags.
+        texts: ``prog``, the program's name if it is no script, and ``epilog``, below the flags.
+    """
     parser = argparse.ArgumentParser(
-        description=textwrap.dedent(description), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=textwrap.dedent(description), formatter_class=argparse.RawDescriptionHelpFormatter, **texts
     )
     for _, group in groups_of(settings):
         _add_group(parser, group)
@@ -170,7 +184,26 @@ def parse(settings: type[S], parser: argparse.ArgumentParser, headline: str, arg
             if about.path and args[name] == "":
                 problems.add(about.spelling(name), "is empty; is a shell variable not set?")
     problems.raise_if_any(ConfigError, headline)
-    return settings(**groups)
+    return groups[""] if "" in groups else settings(**groups)
+
+
+def parse_small(settings: type[S], description: str, argv: Sequence[str] | None = None, **texts: str) -> S:
+    """Settings of a program whose mistakes are all in its groups.
+
+    Args:
+        settings: their class.
+        description, texts: as for :func:`make_parser`.
+        argv: arguments without the program's name; None takes those of the process.
+
+    Raises:
+        ConfigError: with every mistake.
+        SystemExit: as from :func:`parse`.
+    """
+    headline, problems = "the flags cannot be used", Problems()
+    told = parse(settings, make_parser(settings, description, **texts), headline, argv)
+    note_mistakes(told, problems)
+    problems.raise_if_any(ConfigError, headline)
+    return told
 
 
 def note_mistakes(settings: Any, problems: Problems, without: Collection[str] = ()) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.sample import VideoRecord
@@ -12,18 +12,21 @@ from evaluation.outputs import SCORE_AGAIN, read_whole, reading_results
 from evaluation.protocol import Protocol
 from evaluation.scoring import SUMMARY_FORMAT
 from utils.errors import DataError
-from utils.paths import user_path
+from utils.flags import flag
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that say which evaluation and which ground truth."""
-    parser.add_argument("--output_dir", type=user_path, required=True, metavar="DIR", help="the evaluation's folder")
-    parser.add_argument("--meta_file", type=user_path, metavar="FILE", help="questions (groundmore_test.json)")
-    parser.add_argument("--video_root", type=user_path, metavar="DIR",
-                        help="the corpus, for groundmore one folder per clip (groundmore_videos)")  # fmt: skip
+@dataclass
+class RunFlags:
+    """Which evaluation, and which ground truth."""
+
+    output_dir: str = flag(path=True, metavar="DIR", help="the evaluation's folder")
+    meta_file: str | None = flag(None, path=True, metavar="FILE", help="questions (groundmore_test.json)")
+    video_root: str | None = flag(
+        None, path=True, metavar="DIR", help="the corpus, for groundmore one folder per clip (groundmore_videos)"
+    )
 
 
-def read_evaluation(args: argparse.Namespace) -> tuple[Sequence[VideoRecord], dict, list[dict], Protocol]:
+def read_evaluation(args: RunFlags) -> tuple[Sequence[VideoRecord], dict, list[dict], Protocol]:
     """(videos, summary, scores, protocol) of the evaluation that the flags name.
 
     Raises:

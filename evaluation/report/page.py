@@ -8,31 +8,28 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.outputs import FILES, note_foreign_file, reading_results
 from evaluation.report.html import LIMIT, write_report_page
-from evaluation.report.opening import add_run_flags, read_evaluation
+from evaluation.report.opening import RunFlags, read_evaluation
 from utils.errors import ConfigError, DataError, MoraError, Problems, write_any_text
+from utils.flags import flag, parse_small
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``python -m evaluation.report.page``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.report.page", description="Make report.html again from records and scores."
-    )
-    add_run_flags(parser)
-    parser.add_argument("--limit", type=int, default=LIMIT, metavar="N",
-                        help="questions shown with frames (%(default)s)")  # fmt: skip
-    parser.add_argument("--video", action="append", metavar="ID", help="show only this clip's; may be repeated")
-    parser.add_argument("--question", action="append", metavar="ID", help="show only these ids; may be repeated")
-    return parser
+@dataclass
+class PageFlags(RunFlags):
+    """Which evaluation, and what is shown with frames."""
+
+    limit: int = flag(LIMIT, at_least=1, metavar="N", help="questions shown with frames (%(default)s)")
+    video: list[str] = flag([], metavar="ID", help="show only this clip's; may be repeated")
+    question: list[str] = flag([], metavar="ID", help="show only these ids; may be repeated")
 
 
-def _chosen(args: argparse.Namespace, scores: Sequence[dict]) -> set[tuple[str, str]] | None:
+def _chosen(args: PageFlags, scores: Sequence[dict]) -> set[tuple[str, str]] | None:
     """The questions that the flags choose, or None for all.
 
     Raises:
@@ -58,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 if no page could be made.
     """
     write_any_text()
-    args = build_parser().parse_args(argv)
+    description, program = "Make report.html again from records and scores.", "python -m evaluation.report.page"
     try:
-        if args.limit < 1:
-            raise ConfigError(f"--limit: {args.limit} is too small; at least 1")
+        args = parse_small(PageFlags, description, argv, prog=program)
         corpus, summary, scores, protocol = read_evaluation(args)
         videos = [corpus[index] for index in range(len(corpus))]
         folder, problems = Path(args.output_dir), Problems()

@@ -251,7 +251,7 @@ def test_wrong_paths_are_all_told_at_once(tmp_path, capsys):
 def test_wrong_flags_are_all_told_at_once(capsys):
     assert main(["a", "b", "--measure", "IoU", "--row_b", "oracle", "--top", "-1"]) == 2
     message = capsys.readouterr().err
-    for part in ("3 problems", "--measure IoU: choose one of JF, J, F", "row oracle: choose one of model", "--top -1"):
+    for part in ("3 problems", "--measure IoU: choose one of JF, J, F", "row oracle: choose one of model", "--top: -1"):
         assert part in message
 
 
