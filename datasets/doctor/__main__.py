@@ -7,9 +7,9 @@ python -m datasets.doctor mevis ./dataset/MeViSv2 --split valid_u --json mevis.j
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.doctor.examination import Options
@@ -18,7 +18,8 @@ from datasets.doctor.run import NAMES, examine_corpus, name_of
 from datasets.doctor.sheet import is_sheet, write_sheet
 from utils.errors import ConfigError, MoraError, write_any_text
 from utils.files import not_a_file, unusable_folder, write_json
-from utils.paths import is_same, user_path
+from utils.flags import flag, parse_small
+from utils.paths import is_same
 
 _EPILOG = """\
 exit status
@@ -29,43 +30,28 @@ docs/data.md lists every kind of finding, the JSON's keys, and how and how well 
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of this program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.doctor",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass
+class DoctorFlags:
+    """Every flag of this program."""
+
+    corpus: str = flag(names=("corpus",), choices=tuple(NAMES), metavar="CORPUS", help="which corpus")
+    folder: str = flag(
+        names=("folder",), path=True, metavar="DIR", help="the corpus's folder, or the one that holds it"
     )
-    parser.add_argument("corpus", choices=NAMES, help="which corpus", metavar="CORPUS")
-    parser.add_argument("folder", type=_path, metavar="DIR", help="the corpus's folder, or the one that holds it")
-    parser.add_argument("--split", action="append", metavar="NAME", help="examine this one alone (may be repeated): a "
-                        "split's folder, for groundmore an annotation file without .json (default: all)")  # fmt: skip
-    parser.add_argument("--video", action="append", metavar="ID", help="examine this one alone (may be repeated)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="examine the first N videos of each split")
-    parser.add_argument("--fast", action=argparse.BooleanOptionalAction, default=False,
-                        help="headers and names only: no ids, no truncated files, no drift")  # fmt: skip
-    parser.add_argument("--examples", type=_positive, default=5, metavar="N", help="printed of each kind (default 5)")
-    parser.add_argument("--json", type=_path, metavar="FILE", help="write everything found as JSON, too")
-    parser.add_argument("--sheet", type=_path, metavar="FILE", help="picture of the worst (default doctor_CORPUS.png)")
-    parser.add_argument("--no-sheet", dest="draw", action="store_false", help="draw no picture")
-    parser.add_argument("--cells", type=_positive, default=36, metavar="N", help="pictures on the sheet (default 36)")
-    parser.add_argument("--strict", action=argparse.BooleanOptionalAction, default=False,
-                        help="exit with 1 for warnings, too")  # fmt: skip
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
+    split: list[str] | None = flag(None, metavar="NAME", help="examine this one alone (may be repeated): a split's "
+        "folder, for groundmore an annotation file without .json (default: all)")  # fmt: skip
+    video: list[str] | None = flag(None, metavar="ID", help="examine this one alone (may be repeated)")
+    limit: int | None = flag(None, at_least=1, metavar="N", help="examine the first N videos of each split")
+    fast: bool = flag(False, help="headers and names only: no ids, no truncated files, no drift")
+    examples: int = flag(5, at_least=1, metavar="N", help="printed of each kind (default 5)")
+    json: str | None = flag(None, path=True, written=True, metavar="FILE", help="write everything found as JSON, too")
+    sheet: str | None = flag(None, path=True, written=True, metavar="FILE",
+                             help="picture of the worst (default doctor_CORPUS.png)")  # fmt: skip
+    draw: bool = flag(True, names=("--no-sheet",), help="draw no picture")
+    cells: int = flag(36, at_least=1, metavar="N", help="pictures on the sheet (default 36)")
+    strict: bool = flag(False, help="exit with 1 for warnings, too")
+    workers: int = flag(os.cpu_count() or 1, at_least=1, metavar="N",
                         help="processes (default: all CPU cores); the report does not depend on it")  # fmt: skip
-    return parser
-
-
-def _path(text: str) -> Path:
-    return Path(user_path(text))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def _check_outputs(report: Path | None, sheet: Path | None) -> None:
@@ -89,23 +75,23 @@ def _check_outputs(report: Path | None, sheet: Path | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     write_any_text()
-    arguments = build_parser().parse_args(argv)
-    options = Options(arguments.split, arguments.video, arguments.limit, arguments.fast)
-    sheet = arguments.sheet or Path(f"doctor_{name_of(arguments.corpus)}.png")
     try:
-        _check_outputs(arguments.json, sheet if arguments.draw else None)
-        examined = examine_corpus(arguments.corpus, arguments.folder, options, arguments.workers)
-        print(as_text(examined, arguments.examples))
-        if arguments.json is not None:
-            write_json(arguments.json, as_json(examined))
-            print(f"Everything found: {arguments.json}")
+        flags = parse_small(DoctorFlags, __doc__, argv, prog="python -m datasets.doctor", epilog=_EPILOG)
+        options = Options(flags.split, flags.video, flags.limit, flags.fast)
+        report, sheet = flags.json and Path(flags.json), Path(flags.sheet or f"doctor_{name_of(flags.corpus)}.png")
+        _check_outputs(report, sheet if flags.draw else None)
+        examined = examine_corpus(flags.corpus, Path(flags.folder), options, flags.workers)
+        print(as_text(examined, flags.examples))
+        if report is not None:
+            write_json(report, as_json(examined))
+            print(f"Everything found: {report}")
         title = f"{examined.corpus}: the worst of {examined.folder}"
-        if arguments.draw and write_sheet(examined.findings, title, sheet, arguments.cells):
+        if flags.draw and write_sheet(examined.findings, title, sheet, flags.cells):
             print(f"Pictures of the worst: {sheet}")
     except (MoraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return examined.exit_code(arguments.strict)
+    return examined.exit_code(flags.strict)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets.corpora.groundmore import GroundMoRe
 from datasets.doctor import clip, run
-from datasets.doctor.__main__ import build_parser, main
+from datasets.doctor.__main__ import main
 from datasets.doctor.examination import Options
 from datasets.doctor.findings import GROUPS, KINDS, SEVERITIES, Finding, Findings, Picture
 from datasets.doctor.report import as_json, as_text
@@ -147,10 +147,12 @@ def test_folders_that_hold_no_corpus(tmp_path, capsys):
         assert main([corpus, str(tmp_path / "nowhere")]) == 2
     told = capsys.readouterr().err
     assert "give the folder that holds them" in told and "no such folder" in told
-    for bad in (["movies", "x"], ["mevis", "x", "--limit", "0"]):
-        with pytest.raises(SystemExit) as stop:
-            build_parser().parse_args(bad)
-        assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["movies", "x"])
+    assert stop.value.code == 2
+    assert main(["mevis", "x", "--limit", "0", "--cells", "-1"]) == 2
+    told = capsys.readouterr().err
+    assert "--limit: 0 is too small; at least 1" in told and "--cells: -1 is too small" in told
 
 
 def test_the_sheet_can_be_left_out_and_has_a_place_of_its_own(ruined, tmp_path, monkeypatch):
