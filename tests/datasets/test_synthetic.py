@@ -14,12 +14,13 @@ from datasets.corpora.groundmore import GroundMoRe
 from datasets.corpora.mevis import MeViS
 from datasets.corpora.refer_youtube_vos import ReferYoutubeVos
 from datasets.synthetic import WorldSettings, corpora, make_video
-from datasets.synthetic.__main__ import build_parser, main, plans_from
+from datasets.synthetic.__main__ import SyntheticFlags, main, plans_from
 from datasets.synthetic.corpora import CorpusPlan, write_corpora
 from datasets.synthetic.layouts import GroundMoReLayout, MeViSLayout, ReferYoutubeVosLayout
 from tests.datasets.motion_worlds import id_maps
 from tests.targets import read_target
 from utils.errors import ConfigError
+from utils.flags import parse_small
 
 SETTINGS = WorldSettings(height=40, width=48, num_frames=30, length_jitter=1, multi_answer_rate=0.7)
 
@@ -243,8 +244,8 @@ def test_the_command_line_explains_what_cannot_be(tmp_path, capsys, flags, word)
 
 
 def test_the_command_line_sets_counts_per_corpus():
-    arguments = build_parser().parse_args(["--out", "x", "--num_videos", "30", "--num_mevis", "5", "--level", "hard"])
-    plans = plans_from(arguments)
+    argv = ["--out", "x", "--num_videos", "30", "--num_mevis", "5", "--level", "hard"]
+    plans = plans_from(parse_small(SyntheticFlags, "", argv))
     assert [(p.name, p.num_videos) for p in plans] == [("groundmore", 30), ("refytvos", 30), ("mevis", 5)]
     assert plans[0].settings.level == "hard" and plans[0].settings.length_jitter == 1
 
