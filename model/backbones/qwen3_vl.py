@@ -35,6 +35,11 @@ if not (5, 4) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 
     raise ConfigError(f"transformers {transformers.__version__} is not one that Qwen3-VL works with here; install the "
                       "version of requirements.txt (from 5.4 to below 5.40)")  # fmt: skip
 
+try:
+    from transformers import vision_utils
+except ImportError:  # older versions have it inside of each model
+    vision_utils = None
+
 VISION = {
     **COMMON,
     "depth": whole(1, 1024),
@@ -112,6 +117,7 @@ class Qwen3VL(Backbone):
         )
         network = Qwen3VLForConditionalGeneration(whole_config)
         network.model.visual.pos_embed.grid_init = True  # see model.initialization
+        network.model.language_model._deepstack_process = _add_features  # the library's own waits for the device
         return {"language_model": network}
 
     @classmethod
@@ -177,7 +183,7 @@ class Qwen3VL(Backbone):
         made: list[list[Tensor]] = []
         with grad_if_trained(tower):
             for part, these in zip(rows.split([sum(h * w for _, h, w in each) for each in passes]), passes):
-                seen = tower(part, grid_thw=torch.tensor(these, device=part.device))
+                seen = tower(part, **self.sizes(these, part.device))
                 made.append([seen.pooler_output, *seen.deepstack_features])
         # Tokens, and what is added to them after the decoder's first layers: [n, D] each, of all videos.
         levels = [torch.cat(level) for level in zip(*made)]
@@ -189,6 +195,30 @@ class Qwen3VL(Backbone):
             tokens, *extras = (part.unflatten(0, (lines, -1)) for part in parts)
             visuals.append(Visual(tokens, [sides] * (images // lines), extras))
         return visuals
+
+    def sizes(self, grids: Sequence[tuple[int, int, int]], device: torch.device) -> dict[str, Tensor]:
+        """What the tower is told of images (1, h, w) in patches. What follows from these is made on the host where the
+        library takes it: on a device each of its layers would wait for them."""
+        grid, tower = torch.tensor(grids), self.part("language_model.model.visual")
+        if not hasattr(vision_utils, "get_vision_interpolation_indices_and_weights"):
+            return {"grid_thw": grid.to(device)}
+        merge, sides = self.config.vision_config.spatial_merge_size, grid[:, 1] * grid[:, 2]
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid,
+            tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+        made = {
+            "interp_indices": indices,
+            "interp_weights": weights,
+            "position_ids": vision_utils.get_vision_position_ids(grid, merge),
+        }
+        ends = nn.functional.pad(sides.cumsum(0, dtype=torch.int32), (1, 0))
+        flash = "flash" in (self.config.vision_config._attn_implementation or "")
+        made = {name: tensor.to(device, non_blocking=True) for name, tensor in made.items()}
+        return {"grid_thw": grid, "cu_seqlens": ends.to(device) if flash else ends, **made}
 
     def positions(self, prefix: Sequence[Piece]) -> Tensor:
         """Time, height and width. A text counts on all three; an image of h x w tokens that starts at p stands at time
@@ -218,11 +248,11 @@ class Qwen3VL(Backbone):
         extras: Sequence[Tensor] = (),
     ) -> Tensor:
         batch, length = embeds.shape[:2]
-        before = 0 if cache is None else cache.get_seq_length()
-        columns = torch.arange(before, before + length, device=embeds.device).expand(1, batch, -1)
-        axes = columns if positions is None else positions
-        # The first row counts columns: where it restarted, the library would take a row for several packed sequences.
-        axes = torch.cat([columns, axes.expand(3, batch, -1)])
+        if positions is None:
+            before = 0 if cache is None else cache.get_seq_length()
+            positions = torch.arange(before, before + length, device=embeds.device)
+        # Three axes: given a fourth, of columns, the library would look on the device for several sequences in a row.
+        axes = positions.expand(3, batch, -1)
         marks = None
         if places is not None:
             marks = torch.zeros(batch * length, dtype=torch.bool, device=embeds.device)
@@ -244,6 +274,13 @@ class Qwen3VL(Backbone):
             return states[0].unflatten(0, (frames, -1))
         deep = self.config.vision_config.temporal_patch_size
         return states[0].unflatten(0, (-(-frames // deep), -1)).repeat_interleave(deep, 0)[:frames]
+
+
+def _add_features(hidden: Tensor, marks: Tensor, features: Tensor) -> Tensor:
+    """Add [n, D] to states [B, L, D] at the n marks of bool [B, L], in their order."""
+    order = marks.flatten().cumsum(0).sub(1).clamp(min=0)
+    spread = features.to(hidden.dtype)[order].view_as(hidden)
+    return hidden + spread.masked_fill(~marks[..., None], 0)
 
 
 def _cache_name() -> str:
