@@ -87,13 +87,23 @@ def reports(tasks: Iterable[ClipTask], workers: int) -> Iterator[ClipReport]:
     pool, waiting = _pool(workers), deque()
     try:
         for task in tasks:
-            waiting.append((task, pool.submit(examine, task)))
+            waiting.append((task, _submit(pool, task)))
             if len(waiting) >= 3 * workers:
                 pool = yield from _next(pool, waiting, workers)
         while waiting:
             pool = yield from _next(pool, waiting, workers)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, task: ClipTask) -> Future:
+    """The report to come; in a pool that broke since the last task, one that raises what those under way raise."""
+    try:
+        return pool.submit(examine, task)
+    except BrokenProcessPool as error:
+        failed = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

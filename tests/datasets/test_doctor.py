@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import deque
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,22 @@ def test_a_killed_process_costs_one_clip(monkeypatch):
     assert [report.video for report in reports] == list("abcdefgh")
     failed = {report.video: [finding.kind for finding in report.findings] for report in reports if report.findings}
     assert failed == {"b": ["examination-failed"]}
+
+
+def test_a_pool_that_broke_before_a_clip_was_handed_to_it_costs_none(monkeypatch):
+    made, make = [], run._pool
+
+    def broken_at_first(workers):
+        made.append(make(workers))
+        if len(made) == 1:
+            with pytest.raises(BrokenProcessPool):
+                made[0].submit(os._exit, 1).result()
+        return made[-1]
+
+    monkeypatch.setattr(run, "_pool", broken_at_first)
+    monkeypatch.setattr(run, "examine", die)
+    reports = list(run.reports((clip.ClipTask("s", video, ()) for video in "acd"), workers=2))
+    assert [report.video for report in reports] == list("acd") and not any(report.findings for report in reports)
 
 
 def test_tasks_are_taken_as_they_are_needed(monkeypatch):
