@@ -76,10 +76,10 @@ def set_grid_positions(embedding: nn.Embedding) -> None:
     embedding.weight[count - side**2 :] = grid_positions(side, width).to(embedding.weight)
 
 
-def _new_rows(known: Tensor, count: int, seed: int) -> Tensor:
+def _new_rows(known: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Rows for new words: the mean of those that are known plus a little seeded noise, a tenth of their spread; nothing
     depends on, or changes, global random state."""
-    noise = torch.randn(count, known.shape[1], generator=torch.Generator().manual_seed(seed)).to(known.device)
+    noise = torch.randn(count, known.shape[1], generator=generator).to(known.device)
     known = known.float()
     return known.mean(0) + 0.1 * known.std(0) * noise
 
@@ -94,9 +94,10 @@ def resize_vocabulary(embeddings: nn.Module, head: nn.Module, size: int) -> None
         size: new number of rows.
     """
     tied = head.weight is embeddings.weight
+    generator = torch.Generator().manual_seed(size)
     for module in (embeddings, head):
         old = module.weight
-        new = _new_rows(old[:size], max(0, size - len(old)), seed=size).to(old)
+        new = _new_rows(old[:size], max(0, size - len(old)), generator).to(old)
         module.weight = nn.Parameter(torch.cat([old[:size], new]), requires_grad=old.requires_grad)
     if tied:
         embeddings.weight = head.weight
@@ -112,5 +113,6 @@ def fill_rows(embeddings: nn.Module, head: nn.Module, first: int, end: int) -> N
         first: all rows before it belong to older words.
         end: at most V.
     """
+    generator = torch.Generator().manual_seed(end)
     for weight in {id(module.weight): module.weight for module in (embeddings, head)}.values():
-        weight[first:end] = _new_rows(weight[:first], end - first, seed=end).to(weight)
+        weight[first:end] = _new_rows(weight[:first], end - first, generator).to(weight)

@@ -9,6 +9,7 @@ import torch
 
 from model import answering
 from model.answering import Request
+from model.initialization import resize_vocabulary
 from model.layout import require_rows
 from utils.batch import IMAGE_TOKEN_INDEX, MoraBatch
 from utils.errors import ConfigError, TokenizerError
@@ -79,3 +80,15 @@ def test_any_of_several_ends_ends_an_answer(worlds, model_of):
     first = long.token_ids[0][0]
     (none,) = answering.answer(model, context, prompt, Request(max_new_tokens=3, eos_token_id=[-1, first]))
     assert len(long.token_ids[0]) == 3 and none.token_ids == [[]]
+
+
+def test_rows_of_new_words_are_a_mean_with_noise_from_one_stream():
+    """A seed's weights follow from the order of the draws: embeddings first, then the head."""
+    torch.manual_seed(0)
+    embeddings, head = torch.nn.Embedding(10, 8), torch.nn.Linear(8, 10, bias=False)
+    before = [module.weight.detach().clone() for module in (embeddings, head)]
+    resize_vocabulary(embeddings, head, 13)
+    stream = torch.Generator().manual_seed(13)
+    for old, module in zip(before, (embeddings, head)):
+        new = old.mean(0) + 0.1 * old.std(0) * torch.randn(3, 8, generator=stream)
+        assert torch.equal(module.weight, torch.cat([old, new]))
