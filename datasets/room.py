@@ -84,4 +84,5 @@ def describe_cost(height: int, width: int, rule: PixelRule, marks: FrameMarks, c
     each = frame_tokens(height, width, rule)
     told = ", ".join(f"{count} frames {-(-count // (marks.frames or count)) * each:,}" for count in counts)
     by = f"every {marks.frames} frames" if marks.frames > 1 else "a frame"
-    return f"{height} x {width} (height x width) is shown at {h} x {w}: {each} visual tokens for {by}; in a row: {told}"
+    size = f"frames of {height} x {width} (height x width) are shown at {h} x {w}"
+    return f"{size}: {each} visual tokens for {by}; in a row: {told}"

@@ -258,5 +258,5 @@ def describe_dataset(dataset: CorpusDataset) -> str:
     ]
     if processor.pixels.resize == "area":
         size = frame_size(mixture.corpora[0][0].frame_paths[0])
-        lines.append(f"frames of {describe_cost(*size, processor.pixels, processor.marks)}")
+        lines.append(describe_cost(*size, processor.pixels, processor.marks))
     return "\n".join(lines)

@@ -104,8 +104,8 @@ def test_what_frames_cost_is_told(tokenizer, corpus):
     model = build(tokenizer, frames_as="video")
     predictor = MoraPredictor(model, tokenizer, make_protocol(num_frames=5))
     assert predictor.describe_cost(corpus[0]) == (
-        "video alpha_0000_0004: 24 x 32 (height x width) is shown at 64 x 80: 20 visual tokens for every 2 frames; "
-        "in a row: 5 frames 60"
+        "video alpha_0000_0004: frames of 24 x 32 (height x width) are shown at 64 x 80: 20 visual tokens for every 2 "
+        "frames; in a row: 5 frames 60"
     )
     gone = dataclasses.replace(corpus[0], frame_paths=(corpus[0].frame_paths[0].with_name("gone.jpg"),))
     assert predictor.describe_cost(gone) is None
