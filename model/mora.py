@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from model.backbones import backbone_class, read_rows
 from model.config import MoraConfig
 from model.initialization import initialize_module, resize_vocabulary
-from model.layout import Layout, PlacedQuestion, place_questions, plan_masks, require_rows, supervised_tokens
+from model.layout import Layout, PlacedQuestion, Visual, place_questions, plan_masks, require_rows, supervised_tokens
 from model.localization import build_loc_head
 from model.losses import LossWeights, language_loss, localization_loss, mask_losses
 from model.segmenters import segmenter_class
@@ -149,18 +149,24 @@ class MoraModel(PreTrainedModel):
         require_rows(words, self.config.text_config.vocab_size)
         ce = language_loss(self.backbone.logits(states[index(places)]), index(words))
 
-        # Masks: every frame that has one is encoded once, and all masks are decoded in one call.
+        # Masks: every frame that has one is encoded once, and all masks are decoded in one call. Parts that this batch
+        # has no use for run on zeros in their turn: processes that divide weights or gradients wait for each other.
         plan, masks = plan_masks(questions, layout, self.config.readout), {}
+        idle = 0.0 if any(question.prefix for question in questions) else _nothing(*_contents(visuals))
         if plan.prompts:
             pixels = torch.cat([videos[v].sam_pixels[index(frames)] for v, frames in plan.encoded.items()])
             prompts = self.prompt_embeddings(states[index(plan.places)])  # [S, C]
             logits = self.sam.decode(self.sam.encode(pixels)[index(plan.frames)], prompts[index(plan.prompts)])
             for v, part in zip(plan.counts, logits.split(list(plan.counts.values()))):
                 masks[v] = self.sam.to_frames(part, videos[v].resized_size, videos[v].original_size)  # [N, H, W]
+        else:
+            idle = idle + self._draw_nothing(states[:1])
         bce, dice = mask_losses([(masks[v], videos[v].mask_targets()) for v in masks], states.device)
 
         # Times: the head reads the states before [LOC] and, unless each row has a frame of its own, of the frames.
         times = self._times(questions, layout, states, videos)
+        if not times and loc_id is not None:
+            idle = idle + self._time_nothing(states[:1])
         supervised = [(q, videos[q.video].questions[q.number].in_window) for q in questions if loc_id is not None]
         pairs = [(times[q.video, q.number], window) for q, window in supervised if window is not None]
         loc = localization_loss(pairs, states.device)
@@ -172,7 +178,7 @@ class MoraModel(PreTrainedModel):
             "loc_loss": weights.loc * loc,
         }
         losses["mask_loss"] = losses["mask_bce_loss"] + losses["mask_dice_loss"]
-        losses["loss"] = losses["ce_loss"] + losses["mask_loss"] + losses["loc_loss"] + self._idle(masks, times)
+        losses["loss"] = losses["ce_loss"] + losses["mask_loss"] + losses["loc_loss"] + idle
         if return_predictions:
             losses["predictions"] = _predictions(questions, videos, masks, times, states.device)
         return losses
@@ -199,17 +205,16 @@ class MoraModel(PreTrainedModel):
             result.update({(each.video, each.number): logit for each, logit in zip(group, logits)})
         return result
 
-    def _idle(self, masks: dict, times: dict) -> Tensor | float:
-        """Zero, with a gradient of zero for trained parts this batch did not use.
+    def _draw_nothing(self, state: Tensor) -> Tensor | float:
+        """Run everything that masks need, on zeros like a state [1, D]."""
+        prompts = self.prompt_embeddings(torch.zeros_like(state))
+        pixels = state.new_zeros(1, 3, self.sam.pixel_rule.size, self.sam.pixel_rule.size)
+        return _nothing(self.sam.decode(self.sam.encode(pixels), prompts))
 
-        Without it, processes whose batches use different parts would wait for each other's gradients for ever.
-        """
-        unused = []
-        if not masks:
-            unused += [*self.text_hidden_fcs.parameters(), *self.sam.decoder.parameters()]
-        if not times and self.config.loc_mode != "none":
-            unused += list(self.loc_head.parameters())
-        return sum((parameter.sum() * 0.0 for parameter in unused if parameter.requires_grad), 0.0)
+    def _time_nothing(self, state: Tensor) -> Tensor | float:
+        """Run the [LOC] head on zeros like a state [1, D]."""
+        zeros = torch.zeros_like(state)
+        return _nothing(self.loc_head(zeros, *([] if self.config.loc_mode == "frame" else [zeros[None]])))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -237,6 +242,16 @@ class MoraModel(PreTrainedModel):
             resize_vocabulary(*self.backbone.vocabulary, new_num_tokens)
             self.config.text_config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
+
+
+def _contents(visuals: Sequence[Visual]) -> list[Tensor]:
+    """Everything that an encoder made."""
+    return [part for visual in visuals for part in (visual.tokens, *visual.extras)]
+
+
+def _nothing(*made: Tensor) -> Tensor | float:
+    """Zero, with a gradient of zero for what made these."""
+    return sum((part.float().sum() * 0.0 for part in made if part.requires_grad), 0.0)
 
 
 def _predictions(

@@ -183,14 +183,34 @@ def test_each_frame_is_encoded_once_and_only_if_a_mask_needs_it(worlds, model_of
     assert calls["decode"] == [8]
 
 
-def test_a_batch_without_masks_or_times_still_trains_every_default_part(worlds):
-    model = worlds.model().train()
-    names = set_trainable(model, "default")
-    losses = model(MoraBatch([worlds.video(1, 2, segs=[0], loc=False)]))
-    assert losses["mask_loss"] == 0 and losses["loc_loss"] == 0 and losses["ce_loss"] > 0
-    losses["loss"].backward()
-    for name in names:
-        assert model.get_parameter(name).grad is not None, name
+@pytest.mark.parametrize("loc_mode", ["global", "frame"])
+def test_a_batch_without_masks_or_times_runs_and_trains_the_same_modules(worlds, loc_mode):
+    """Under ZeRO a process whose batch has no use for a part must run it all the same, in the same order."""
+    model = worlds.model(visual_mode="frame", loc_mode=loc_mode).train()
+    names = set_trainable(model, "default||projector.*")
+    blank = worlds.video(1, 2, segs=[0], loc=False)
+    question = blank.questions[0]
+    kept = question.input_ids >= 0  # no image either
+    question.input_ids, question.labels = question.input_ids[kept], question.labels[kept]
+    ran, learned = [], []
+    for batch in (MoraBatch([worlds.video(1, 2, segs=[1])]), MoraBatch([blank])):
+        calls: list[str] = []
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name, calls=calls: calls.append(name))
+            for name, module in model.named_modules()
+        ]
+        model.zero_grad(set_to_none=True)
+        losses = model(batch)
+        losses["loss"].backward()
+        ran.append(calls)
+        learned.append({name for name in names if model.get_parameter(name).grad is not None})
+        for hook in hooks:
+            hook.remove()
+    assert losses["mask_loss"] == 0 and losses["loc_loss"] == 0 and losses["loss"] == losses["ce_loss"] > 0
+    assert ran[0] == ran[1]
+    assert learned[0] == learned[1] and any("loc_head" in name for name in learned[0])
+    unused = ("text_hidden_fcs", "loc_head", "sam", "projector")
+    assert all(not model.get_parameter(name).grad.any() for name in learned[1] if name.startswith(unused))
 
 
 def test_nothing_supervised_is_zero_not_nan(worlds, model_of):
