@@ -137,7 +137,7 @@ def _join_partitions(folder: Path) -> dict[str, Tensor]:
     check_digests(folder, within=inner.name)
     for file in sorted(inner.glob("*_states.pt")):
         check_states(file)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=inner.name))
         except (RuntimeError, ValueError, FileNotFoundError) as error:
