@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
@@ -13,24 +12,19 @@ from pathlib import Path
 
 import torch
 
-from datasets.tokenization import MoraTokenizer, load_tokenizer
+from datasets.tokenization import MoraTokenizer
 from evaluation.benchmark import DEFAULT, Benchmark, find_benchmark
-from evaluation.engine import MoraPredictor, Options, forget_failures, predict_corpus, question_states
+from evaluation.engine import MoraPredictor, Options, forget_failures, load_model, predict_corpus, question_states
 from evaluation.protocol import Protocol
 from evaluation.records import open_run, read_run
 from evaluation.report import format_report, write_report_page, write_results
 from evaluation.scoring import POOL_PIXELS, ScoringPool, pixels_to_score, score_corpus, score_video, summarise
-from evaluation.settings import EvaluatedModel, EvaluationSettings, RunSettings, protocol_of
+from evaluation.settings import EvaluationSettings, RunSettings, protocol_of
 from evaluation.shards import Selected, select, share_of
-from model.checkpoints import load_any, read_config, require_own_tokenizer
 from model.mora import MoraModel
-from model.settings import ComputeSettings
-from utils.errors import CheckpointError, ConfigError, TokenizerError
-from utils.hub import resolve_folder
+from utils.errors import ConfigError
 from utils.processes import ending_on_sigterm, gpu_of, share_threads
 from utils.tensors import tensors_digest
-
-logger = logging.getLogger(__name__)
 
 
 def evaluate(settings: EvaluationSettings) -> int:
@@ -77,80 +71,6 @@ def evaluate(settings: EvaluationSettings) -> int:
                 print(f"{failures} questions failed" if failures else "all questions are predicted")
                 return int(failures > 0)
             return _report(settings, benchmark, protocol, selected, pool)
-
-
-def load_model(wanted: EvaluatedModel, compute: ComputeSettings) -> tuple[MoraModel, MoraTokenizer]:
-    """The model that the flags name, in eval mode on its device, and its tokenizer.
-
-    Raises:
-        CheckpointError: the model cannot be opened.
-        TokenizerError: there is no tokenizer, or it does not belong to the weights.
-        ConfigError: see :func:`check_template`.
-    """
-    check_template(wanted.version, read_config(resolve_folder(wanted.version)).get("template"), wanted.conv_type)
-    model, report = load_any(
-        wanted.version,
-        wanted.vision_pretrained,
-        wanted.vision_tower,
-        device=compute.device,
-        dtype=compute.dtype,
-        allow_unexpected=wanted.allow_unexpected,
-    )
-    logger.info("%s", report)
-    for note in report.notes:
-        if "NOT USED" in note:
-            print(note)
-    if report.initialised:
-        raise CheckpointError(
-            f"{wanted.version}: no weights for {', '.join(report.initialised)}; an untrained part would make every "
-            "number meaningless. Give the file that has them (--vision_pretrained, --vision-tower) or an exported model"
-        )
-    folder = resolve_folder(wanted.version)
-    tokenizer = load_tokenizer(folder, model.config.tokenization)
-    require_own_tokenizer(folder, tokenizer.digest())
-    attach_tokens(model, tokenizer)
-    if wanted.compile:
-        model.sam.compile_encoder()
-    return model.eval(), tokenizer
-
-
-def check_template(version: str, stored: str | None, given: str | None) -> None:
-    """Ask in the text that the model was trained with, or not at all.
-
-    Args:
-        version: the model.
-        stored: template that its config.json names; None for layouts that name none.
-        given: ``--conv_type``.
-
-    Raises:
-        ConfigError: the flag contradicts the model, or neither says it.
-    """
-    if stored is None and given is None:
-        raise ConfigError(
-            f"--conv_type: {version}/config.json does not say in which conversation template the model was trained; "
-            "you must (MoRA's releases: llava_llama_2, LISA's: llava_v1)"
-        )
-    if stored is not None and given not in (None, stored):
-        raise ConfigError(f"--conv_type {given}: {version} was trained with {stored}; leave the flag out")
-
-
-def attach_tokens(model: MoraModel, tokenizer: MoraTokenizer) -> None:
-    """Let the model know the ids of its tokens, or check those it was saved with.
-
-    Raises:
-        TokenizerError: a token is missing, or has another id than the weights were trained with.
-    """
-    config = model.config
-    names = ["seg_token", "loc_token"] if config.loc_mode != "none" else ["seg_token"]
-    for name in names:
-        found, stored = tokenizer.id_of(getattr(config, name)), getattr(config, f"{name}_id")
-        if stored is None:
-            setattr(config, f"{name}_id", found)
-        elif stored != found:
-            raise TokenizerError(
-                f"{getattr(config, name)} has id {found} in the tokenizer but {stored} in the model's config.json; "
-                "use the tokenizer that was saved with the weights"
-            )
 
 
 def run_settings(
@@ -209,6 +129,7 @@ def _predict(
     depends_on = run_settings(settings, protocol, model, tokenizer, predictor.template)
     about = {
         "version": settings.model.version,
+        **({} if settings.model.weight is None else {"weight": settings.model.weight}),
         **benchmark.places(meta_file=data.meta_file, video_root=data.video_root),
     }
     names = None if shard.count == 1 else [each.video.video_id for each in share]

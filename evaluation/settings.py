@@ -15,10 +15,13 @@ from evaluation.protocol import CHOICES, PRESETS, Protocol, make_protocol
 from evaluation.records import read_run
 from evaluation.report import LIMIT as PICTURES
 from evaluation.shards import Shard, find_shard
+from model.backbones import BACKBONES
+from model.config import CHOICES as NETWORK
 from model.settings import ComputeSettings, ModelSettings
 from utils.errors import ConfigError, DataError, Problems
 from utils.files import unusable_folder
 from utils.flags import flag, inputs_of, make_parser, note_mistakes, parse
+from utils.hub import is_hub_name
 from utils.paths import note_inputs_overwritten
 from utils.processes import cores_per_process
 
@@ -30,6 +33,11 @@ A released or exported model on the test set, 20 frames per clip, masks refined 
     --conv_type llava_llama_2 --video_root groundmore_videos --meta_file groundmore_test.json \\
     --output_dir outputs/mora --result_file results/mora-f20.txt --num_frames 20 \\
     --force_seg_token --force_loc_token --use_loc_refine --loc_threshold 0.5
+
+Trained weights on the base that they were trained on, such as the released MoRA-Qwen:
+  python evaluate_groundmore_qwen.py --version Qwen/Qwen3-VL-8B-Instruct --weight checkpoints/mora-ft-qwen3-vl-8b \\
+    --vision_pretrained sam_vit_h_4b8939.pth --video_root groundmore_videos --meta_file groundmore_test.json \\
+    --output_dir outputs/mora-qwen --result_file results/mora-qwen-f20.txt --num_frames 20 --loc_mode global
 
 A run that was killed goes on where it stopped when started again, with any number of processes. Every question has
 its record in OUTPUT_DIR/records, every video its scores in OUTPUT_DIR/scores; nothing is predicted or scored twice.
@@ -67,6 +75,33 @@ class EvaluatedModel(ModelSettings):
 
     title: ClassVar[str] = "model (not needed with --score_only)"
 
+    weight: str | None = flag(None, path=True, metavar="PATH", help="trained weights to lay over --version: a folder "
+                              "with pytorch_model.bin.index.json and its shards, or a file, as zero_to_fp32.py or "
+                              "python -m training.convert writes them. What they say about their training counts; of "
+                              "weights that say nothing, the flags below do")
+    lora_alpha: float | None = flag(None, above=0, help="scale of LoRA matrices in --weight that nobody merged and "
+                                    "that do not say it")
+    backbone: str | None = flag(None, choices=tuple(BACKBONES), help="the backbone that the model must have; another "
+                                "one is an error")
+    loc_mode: str | None = flag(None, choices=("global", "frame"), network="loc_mode",
+                                help="[LOC] head (default: the one that the model has)")
+    visual_mode: str | None = flag(None, choices=NETWORK["visual_mode"], network="visual_mode",
+                                   help="one LLM row per frame, one pooled row, or one row with all frames (default: "
+                                   "as trained; else the backbone's)")
+    answer_style: str | None = flag(None, choices=NETWORK["answer_style"], network="answer_style",
+                                    help="what --answer_mode forced puts in the model's mouth: a sentence, one with "
+                                    "the object's name, or '[SEG], [LOC]' (default: as trained; else the backbone's)")
+    readout: str | None = flag(None, choices=NETWORK["readout"], network="readout", help="which state stands for [SEG] "
+                               "and [LOC]: the one that predicts the token or the one at it (default: as trained; else "
+                               "before)")
+    frames_as: str | None = flag(None, choices=("images", "video"), network="frames_as", help="Qwen3-VL: each frame as "
+                                 "an image, or as a video, whose neighbours share their tokens two by two (default: as "
+                                 "trained; else images)")
+    timestamps: bool | None = flag(None, network="timestamps", help="Qwen3-VL: write the time before each frame or "
+                                   "pair (default: as trained; else not)")
+    min_pixels: int | None = flag(None, at_least=1, network="min_pixels", help="Qwen3-VL: least pixels of a resized "
+                                  "frame; 32 x 32 are one token. May differ from the training's (default: the same)")
+    max_pixels: int | None = flag(None, at_least=1, network="max_pixels", help="Qwen3-VL: most pixels, likewise")
     compile: bool = flag(False, help="compile SAM's layers: faster per frame after a minute's compilation, for long "
                          "runs")
 
@@ -74,6 +109,10 @@ class EvaluatedModel(ModelSettings):
         """Note what is not there."""
         if self.version is None:
             problems.add("--version", "which model? Give a folder or a Hugging Face id (or --score_only)")
+        if self.weight is not None and not Path(self.weight).exists() and not is_hub_name(self.weight):
+            problems.add("--weight", f"{self.weight}: no such file or folder, and not a Hugging Face id (owner/name)")
+        if self.lora_alpha is not None and self.weight is None:
+            problems.add("--lora_alpha", "is for unmerged LoRA matrices in --weight; leave it out")
         super().check(problems)
 
 

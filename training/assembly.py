@@ -17,7 +17,6 @@ from datasets.mixture import build_mixture
 from datasets.room import describe_cost
 from datasets.tokenization import MoraTokenizer, load_tokenizer
 from model.adapters import add_lora, add_token_rows, set_trainable
-from model.backbones import BACKBONES
 from model.checkpoints import (
     Adapters,
     LoadReport,
@@ -26,6 +25,7 @@ from model.checkpoints import (
     network_of,
     read_config,
     require_own_tokenizer,
+    told_backbone,
 )
 from model.initialization import fill_rows
 from model.mora import MoraModel
@@ -94,13 +94,6 @@ def require_backbone(found: str | None, flags: ModelSettings) -> None:
             f"--version {flags.version}: its backbone is {found}, and this program trains {flags.backbone}; use "
             f"{PROGRAMS[found].program}"
         )
-
-
-def told_backbone(folder: Path) -> str | None:
-    """The backbone that a base's ``config.json`` names; None if it does not."""
-    stored = read_config(folder)
-    kind = stored.get("backbone", "llava") if stored.get("model_type") == "mora" else stored.get("model_type")
-    return kind if isinstance(kind, str) and kind in BACKBONES else None
 
 
 def config_overrides(flags: ModelSettings, base: Path) -> dict[str, Any]:
@@ -187,7 +180,7 @@ def build_parts(
         ConfigError: flags that contradict each other or name nothing.
     """
     folder = resolve_folder(flags.version)
-    require_backbone(told_backbone(folder), flags)
+    require_backbone(told_backbone(read_config(folder)), flags)
     overrides = config_overrides(flags, folder)
     model, report = load_any(
         folder,

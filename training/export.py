@@ -21,13 +21,15 @@ from model.checkpoints import (
     Provenance,
     differences,
     digest_base,
+    head_mode,
     read_card,
+    read_config,
     read_state_dict,
+    told_backbone,
 )
 from model.config import known_fields
-from model.localization import build_loc_head
 from model.settings import PRECISIONS
-from training.assembly import Parts, base_loc_mode, build_parts, config_overrides, told_backbone
+from training.assembly import Parts, base_loc_mode, build_parts, config_overrides
 from training.checkpoints import (
     RUN_CARD,
     adapter_rank,
@@ -155,12 +157,6 @@ def require_own_folder(folder: Path) -> None:
     require_own(folder, [] if card is None else [CARD, *card["files"]], "--save_path")
 
 
-def head_mode(state: Mapping[str, Tensor]) -> str | None:
-    """The ``loc_mode`` whose head has the names found in a state, or None if it holds no head."""
-    names = {name.removeprefix("loc_head.") for name in state if name.startswith("loc_head.")}
-    return next((mode for mode in ("global", "frame") if names == set(build_loc_head(mode, 8, 8).state_dict())), None)
-
-
 def settle(settings: MergeSettings, state: Mapping[str, Tensor], trained: Provenance | None) -> None:
     """Fill in how the weights were trained, from what they say about it; without that, ask.
 
@@ -224,7 +220,7 @@ def _ask(settings: MergeSettings, state: Mapping[str, Tensor], problems: Problem
         problems.add("--token_rows", f"{trainable.token_rows}, but the weights hold {rows!r}; leave it out")
     trainable.token_rows = rows
     trainable.trainable = trainable.trainable or "default"
-    backbone = told_backbone(resolve_folder(flags.version)) or "llava"
+    backbone = told_backbone(read_config(resolve_folder(flags.version))) or "llava"
     own = [n for n, about in flags_of(dict(groups_of(PROGRAMS[backbone]))["model"]) if type(about.network) is str]
     unknown = [f"--{n}" for n in own if getattr(flags, n) is None]
     if rank and trainable.lora_alpha is None:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.backbones import BACKBONES
 from model.fields import shown
 from utils.errors import CheckpointError, DataError, Problems
 from utils.files import POINTER, is_pointer, read_json
@@ -143,6 +144,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: holds no JSON object; download it again")
     return config
+
+
+def told_backbone(stored: Mapping[str, Any]) -> str | None:
+    """The backbone that the content of a ``config.json`` names; None if it does not."""
+    kind = stored.get("backbone", "llava") if stored.get("model_type") == "mora" else stored.get("model_type")
+    return kind if isinstance(kind, str) and kind in BACKBONES else None
 
 
 def _read_shards(index_path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ _RENAMES = tuple(
     )
 )
 """Published name to ours, all but SAM's; the first that fits."""
+
+_PLAIN = re.compile(
+    r"language_model\.(?:lm_head|model\.(?:embed_tokens|norm|layers))\.|"
+    r"(?:projector|text_hidden_fcs|vision_tower|sam|loc_head)\."
+)
+"""What our names of this backbone's tensors begin with."""
 
 _OURS = ("language_model.", "projector.", "text_hidden_fcs.", "vision_tower.", "sam.", "loc_head.")
 
@@ -162,6 +168,16 @@ def rename_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
             matches = ((pattern.match(name), ours) for pattern, ours in _RENAMES)
             renamed[next((match.expand(ours) for match, ours in matches if match), name)] = tensor
     return renamed, ignored
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str | None]:
+    """Stored names in this layout or in our own, whatever wrapper is around them, to ours; None for a stranger."""
+    found: dict[str, str | None] = {}
+    for stored in names:
+        name = re.sub(r"^(?:(?:module|_orig_mod|base_model\.model)\.)+", "", stored)
+        ours = name if _PLAIN.match(name) else next(iter(rename_published({name: None})[0]), name)
+        found[stored] = ours if _PLAIN.match(ours) else None
+    return found
 
 
 def _token_id(folder: Path, token: str, vocabulary: int) -> int | None:

@@ -16,6 +16,7 @@ from model.checkpoints.card import read_card, require_undamaged
 from model.checkpoints.files import read_config
 from model.checkpoints.layout import Reading, Request
 from model.checkpoints.report import LoadReport, shapes_of
+from model.checkpoints.trained import Trained, lay_over
 from model.fields import building, shown
 from model.mora import MoraModel
 from utils.errors import CheckpointError
@@ -41,6 +42,7 @@ def load_any(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     digest: bool = False,
+    trained: Trained | None = None,
     **overrides: Any,
 ) -> tuple[MoraModel, LoadReport]:
     """Open a model folder of any layout. What it brings is never replaced.
@@ -59,6 +61,7 @@ def load_any(
         allow_missing: patterns (``fnmatch``) of tensors that may be absent; they are newly initialised.
         allow_unexpected: patterns of tensors that may be left out.
         digest: fill in ``report.digests``.
+        trained: weights to lay over those of the folder.
         overrides: fields of :class:`model.config.MoraConfig`; of what the published layout does not say, the defaults
             are the backbone's, of LLaVA ``visual_mode="frame"``, ``loc_mode="none"``, ``template="llava_llama_2"``,
             ``tokenization="legacy"``.
@@ -79,6 +82,8 @@ def load_any(
     card = read_card(folder)
     if digest or card:
         report.digests = reading.digests()
+    if trained is not None:
+        lay_over(reading, trained, report)
     model = _assemble(reading, report, device, dtype, seed, [*allow_missing, *reading.fresh], allow_unexpected)
     if card:
         require_undamaged(folder, card["digests"], report)

@@ -19,10 +19,10 @@ import torch
 from datasets.corpora.groundmore import GroundMoRe
 from datasets.tokenization import load_tokenizer
 from evaluate_groundmore import main
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predictor import MoraPredictor, control_order
 from evaluation.protocol import make_protocol
 from evaluation.records import read_record, write_record
-from evaluation.run import attach_tokens
 from evaluation.settings import parse_arguments, protocol_of
 from model import presets
 from utils.errors import ConfigError, TokenizerError

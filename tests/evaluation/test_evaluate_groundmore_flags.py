@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from datasets.tokenization import load_tokenizer
 from evaluate_groundmore import main
-from evaluation.run import attach_tokens, load_model
+from evaluation.engine.opening import attach_tokens, load_model
 from evaluation.settings import parse_arguments
 from model import presets
 

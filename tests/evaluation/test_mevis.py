@@ -18,11 +18,11 @@ from evaluation.__main__ import main
 from evaluation.benchmark import OVERALL, find_benchmark
 from evaluation.compare import main as compare_runs
 from evaluation.engine.jobs import Prediction
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predict import predict_corpus
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record, read_run
 from evaluation.report.page import main as make_page
-from evaluation.run import attach_tokens
 from evaluation.scoring.score import score_corpus
 from evaluation.scoring.summary import summarise
 from model import presets

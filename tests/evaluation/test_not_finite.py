@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from datasets.tokenization import load_tokenizer
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predict import Options, predict_corpus
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
-from evaluation.run import attach_tokens
 from model import presets
 from tests.targets import read_target
 

@@ -12,9 +12,9 @@ from datasets.tokenization import load_tokenizer
 from evaluate_groundmore import main
 from evaluation.compare import main as compare
 from evaluation.disagreements.__main__ import main as disagreements
+from evaluation.engine.opening import attach_tokens
 from evaluation.overlay_video import main as overlay
 from evaluation.report.page import main as report_page
-from evaluation.run import attach_tokens
 from model import presets
 from tests.evaluation.report_run import evaluated_run  # noqa: F401
 

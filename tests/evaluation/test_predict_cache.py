@@ -10,9 +10,9 @@ import torch
 
 from datasets.conversation import groundmore_question
 from datasets.tokenization import load_tokenizer
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
-from evaluation.run import attach_tokens
 from model import presets
 from model.answering import Request, answer, read
 from tests.model.fresh_session import reading

@@ -11,9 +11,9 @@ import torch
 
 from datasets.tokenization import load_tokenizer
 from evaluation.engine.memory import free_memory, is_out_of_memory
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
-from evaluation.run import attach_tokens
 from model import presets
 from utils.video import read_frame
 

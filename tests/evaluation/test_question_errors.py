@@ -10,11 +10,11 @@ import torch
 
 from datasets.tokenization import load_tokenizer
 from evaluation.engine.memory import is_device_lost, is_out_of_memory
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predict import DeviceLost, Options, predict_corpus
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
 from evaluation.records import open_run, read_record
-from evaluation.run import attach_tokens
 from model import presets
 from tests.targets import read_target
 from utils.errors import TokenizerError

@@ -8,9 +8,9 @@ import pytest
 
 from datasets.tokenization import load_tokenizer
 from evaluate_groundmore import main
+from evaluation.engine.opening import attach_tokens
+from evaluation.engine.opening import load_model as load
 from evaluation.records import read_record, record_path, write_record
-from evaluation.run import attach_tokens
-from evaluation.run import load_model as load
 from model import presets
 from utils.errors import CheckpointError
 

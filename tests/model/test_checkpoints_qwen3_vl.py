@@ -111,7 +111,7 @@ def test_other_models_are_refused(changed, tmp_path, kind):
     ("fields", "said"),
     [
         ({"text_config": None}, "text_config"),
-        ({"text_config__num_hidden_layers": None}, "text_config: lacks num_hidden_layers"),
+        ({"text_config__num_hidden_layers": None}, "num_hidden_layers is 32, but the weights have 2 layers"),
         ({"text_config__num_hidden_layers": 3}, "num_hidden_layers is 3, but the weights have 2 layers"),
         ({"vision_config__depth": 3}, "depth is 3, but the weights have 2 layers"),
         ({"text_config__vocab_size": 700}, r"vocab_size is 700, but .*embed_tokens.weight is \[651, 64\]"),

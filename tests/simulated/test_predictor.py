@@ -8,9 +8,9 @@ import torch
 
 from datasets.sample import Question
 from datasets.tokenization import load_tokenizer
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
-from evaluation.run import attach_tokens
 from model import presets
 from model.segmenters import sam_attention
 from tests.model.test_sam_encoder import CASES, build, frames

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datasets.tokenization import load_tokenizer
-from evaluation.run import load_model
+from evaluation.engine.opening import load_model
 from evaluation.settings import parse_arguments as parse_evaluation
 from model.checkpoints import load_any, require_own_tokenizer
 from training import convert
