@@ -1,7 +1,7 @@
 """What three settings of the Qwen3-VL route change: small controlled runs on the motion world, with intervals.
 
-    python -m benchmarks.variants --out variants_output            about 25 minutes on 2 cores
-    python -m benchmarks.variants --out variants_quick --quick     the same path in 2 minutes; too short to learn
+    python -m benchmarks.variants --out runs/variants             about 25 minutes on 2 cores
+    python -m benchmarks.variants --out runs/variants_quick --quick     the same path in 2 minutes; too short to learn
 
 Frames as video pairs against separate images, times written against not, the read-out at [SEG] and [LOC] against before
 them. Each run differs from the reference in one setting and shares base, data, order, seed and steps with it; all go

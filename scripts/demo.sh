@@ -58,7 +58,7 @@ case "$mode" in
     stage1_steps=6 stage2_steps=10 warmup=2
     ;;
   demo)
-    out="${out:-demo_output$name}" level=easy
+    out="${out:-demo_output$suffix}" level=easy
     train_videos=2400 referring_videos=500 test_videos=130
     stage1_steps=140 stage2_steps=850 warmup=30
     ;;
