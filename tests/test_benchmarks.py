@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -221,3 +222,20 @@ def test_a_qwen_preset_is_counted_without_running(capsys):
     assert "| 640x480 | 640x480 | 300 | 937 |" in capsys.readouterr().out  # three pairs of 300, 2 marks and a time
     assert groundmore_eval.main(["--preset", "qwen3_vl_4b", "--max_pixels", "1000"]) == 2
     assert "max_pixels" in capsys.readouterr().err
+
+
+def test_the_page_on_qwen_shows_what_frames_cost(project_root):
+    """Its table of tokens, line by line."""
+    text = (project_root / "docs" / "qwen3_vl.md").read_text()
+    lines = re.findall(r"^\| (\d+)x(\d+) \| (\d+x\d+) \| (.*) \| (\d+) \((\d+x\d+)\) \|$", text, re.MULTILINE)
+    assert len(lines) == 4
+    for width, height, seen, tokens, least, least_seen in lines:
+        frame, found = (int(height), int(width)), []
+        for frames_as, numbers in (("images", (1, 5, 20)), ("video", (5, 20))):
+            config = presets.qwen3_vl_8b(frames_as=frames_as)
+            rows = [count(config, frame, number) for number in numbers]
+            found += [str(row.image * images_of(config, number)) for row, number in zip(rows, numbers)]
+            assert seen == "{1}x{0}".format(*rows[0].seen)
+        assert tokens.split(" | ") == found
+        small = count(capped(config), frame, 5)
+        assert (least, least_seen) == (str(small.image), "{1}x{0}".format(*small.seen))
