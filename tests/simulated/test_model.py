@@ -8,7 +8,7 @@ import torch
 from model import answering
 from model.adapters import add_lora, set_trainable
 from tests.simulated.device import SimulatedTensor
-from utils.batch import MoraBatch
+from utils.batch import IGNORE_INDEX, MoraBatch
 
 MODES = [
     ("frame", "none"), ("frame", "frame"), ("frame", "global"), ("pooled", "none"), ("pooled", "global"),
@@ -148,7 +148,7 @@ def test_answers(device, worlds, pair, dtype, forced):
     """The host waits once per generated token, whatever the number of questions, and once for all that is drawn."""
     host, model = pair
     video = worlds.video(1, 3, segs=[1, 2, 0])
-    prompts = [question.input_ids[:6] for question in video.questions]
+    prompts = [q.input_ids[: int((q.labels != IGNORE_INDEX).nonzero()[0])] for q in video.questions]
     request = answering.Request(
         forced=[torch.tensor([11, worlds.seg, 12])] * 3 if forced else None,
         force_seg_token=True,
