@@ -77,6 +77,11 @@ class MoraModel(PreTrainedModel):
         require_finite(((name, value, value) for name, value in model.named_parameters()), str(source))
         return loaded
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, under the names that the parameters have here: the library would write those of some
+        networks (Qwen2.5-VL) by their oldest files."""
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         initialize_module(module, self.config.initialization)

@@ -258,6 +258,26 @@ def qwen3_vl_2b(**overrides: Any) -> MoraConfig:
     return _published_qwen3_vl(overrides, 2048, 28, (16, 8), 6144, tower, (5, 11, 17), tied=True)
 
 
+def qwen2_5_vl_7b(**overrides: Any) -> MoraConfig:
+    """Qwen2.5-VL-7B; arguments and result as of :func:`lisa_7b`."""
+    text = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    }
+    vision = {"hidden_size": 1280, "depth": 32, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": 3584}
+    fields = {"text_config": text, "vision_config": vision, "sam_config": sam_config(), "loc_mode": "global"}
+    return MoraConfig(**{"backbone": "qwen2_5_vl", **fields, **overrides})
+
+
 def build(config: MoraConfig, device: torch.device | str = "cpu", seed: int = 0) -> MoraModel:
     """A model with fresh weights.
 

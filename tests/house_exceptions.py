@@ -55,7 +55,7 @@ UNUSED = {
     },
     **{
         f"model/presets.py: {name}": "a size, asked for by its name"
-        for name in ("qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
+        for name in ("qwen2_5_vl_7b", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
     },
     "model/backbones/qwen3_vl.py: _deepstack_process": _LIBRARY,
     "model/fields.py: maxother": _LIBRARY,

@@ -169,7 +169,11 @@ def additive_mask(allowed: Tensor | None, dtype: torch.dtype, implementation: st
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
-BACKBONES = {"llava": "model.backbones.llava:Llava", "qwen3_vl": "model.backbones.qwen3_vl:Qwen3VL"}
+BACKBONES = {
+    "llava": "model.backbones.llava:Llava",
+    "qwen3_vl": "model.backbones.qwen3_vl:Qwen3VL",
+    "qwen2_5_vl": "model.backbones.qwen2_5_vl:Qwen25VL",
+}
 """``MoraConfig.backbone`` to module and class. The module is imported when a configuration first names it."""
 
 

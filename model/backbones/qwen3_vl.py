@@ -10,7 +10,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -86,6 +86,8 @@ class Qwen3VL(Backbone):
         "text_config": (Qwen3VLTextConfig, {**LLAMA, "model_type": one_of("qwen3_vl_text")}),
         "vision_config": (Qwen3VLVisionConfig, {**VISION, "model_type": one_of("qwen3_vl", "qwen3_vl_vision")}),
     }
+    library: ClassVar[tuple[type, type]] = (Qwen3VLConfig, Qwen3VLForConditionalGeneration)
+    normalised: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     decoder_part = "language_model.model.language_model"
     vocabulary_parts = ("language_model.model.language_model.embed_tokens", "language_model.lm_head")
     sides = {
@@ -108,23 +110,23 @@ class Qwen3VL(Backbone):
     @classmethod
     def networks(cls, config: Any) -> dict[str, nn.Module]:
         text, vision = config.text_config, config.vision_config
-        whole_config = Qwen3VLConfig(
+        whole_config = cls.library[0](
             text_config=text,
             vision_config=vision,
             tie_word_embeddings=text.tie_word_embeddings,
             # Unless told, the library forgets what was chosen for each part.
             attn_implementation={name: getattr(config, name)._attn_implementation for name in cls.parts},
         )
-        network = Qwen3VLForConditionalGeneration(whole_config)
-        network.model.visual.pos_embed.grid_init = True  # see model.initialization
+        network = cls.library[1](whole_config)
+        if hasattr(network.model.visual, "pos_embed"):
+            network.model.visual.pos_embed.grid_init = True  # see model.initialization
         network.model.language_model._deepstack_process = _add_features  # the library's own waits for the device
         return {"language_model": network}
 
     @classmethod
     def pixel_rule(cls, config: Any) -> PixelRule:
         side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
-        half = (0.5, 0.5, 0.5)
-        return PixelRule(side, "area", half, half, config.min_pixels, config.max_pixels)
+        return PixelRule(side, "area", *cls.normalised, config.min_pixels, config.max_pixels)
 
     @classmethod
     def frame_marks(cls, config: Any) -> FrameMarks:
@@ -144,19 +146,25 @@ class Qwen3VL(Backbone):
         if vision.out_hidden_size != text.hidden_size:
             problems.add("vision_config.out_hidden_size",
                          f"is {vision.out_hidden_size}, but the decoder has {text.hidden_size}")  # fmt: skip
+        if vision.hidden_size % (4 * vision.num_heads):
+            problems.add("vision_config.hidden_size", f"is {vision.hidden_size}; rotary positions need heads of a "
+                         f"multiple of 4, and there are {vision.num_heads}")  # fmt: skip
+        sections = (text.rope_parameters or {}).get("mrope_section")
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        if not isinstance(sections, (list, tuple)) or len(sections) != 3 or 2 * sum(sections) != head:
+            problems.add("text_config.rope_parameters", f"mrope_section is {sections}; three numbers that add up to "
+                         f"half of head_dim, {head}")  # fmt: skip
+        cls.note_tower(text, vision, problems)
+
+    @classmethod
+    def note_tower(cls, text: Any, vision: Any, problems: Problems) -> None:
+        """Note where the tower's own fields do not fit."""
         levels = list(vision.deepstack_visual_indexes)
         if any(level >= vision.depth for level in levels) or len(levels) > text.num_hidden_layers:
             problems.add("vision_config.deepstack_visual_indexes", f"is {levels}; the tower has {vision.depth} layers, "
                          f"the decoder {text.num_hidden_layers}")  # fmt: skip
         if math.isqrt(vision.num_position_embeddings) ** 2 != vision.num_position_embeddings:
             problems.add("vision_config.num_position_embeddings", "must be the square of a whole number")
-        if vision.hidden_size % (4 * vision.num_heads):
-            problems.add("vision_config.hidden_size", f"is {vision.hidden_size}; rotary positions need heads of a "
-                         f"multiple of 4, and there are {vision.num_heads}")  # fmt: skip
-        sections = (text.rope_parameters or {}).get("mrope_section")
-        if not isinstance(sections, (list, tuple)) or len(sections) != 3 or 2 * sum(sections) != text.head_dim:
-            problems.add("text_config.rope_parameters", f"mrope_section is {sections}; three numbers that add up to "
-                         f"half of head_dim, {text.head_dim}")  # fmt: skip
 
     def _patches(self, video: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patches of a video float [T, 3, H, W], in the order that the tower wants: [G, h * w, 3 * 2 * p * p], G images
@@ -184,7 +192,7 @@ class Qwen3VL(Backbone):
         with grad_if_trained(tower):
             for part, these in zip(rows.split([sum(h * w for _, h, w in each) for each in passes]), passes):
                 seen = tower(part, **self.sizes(these, part.device))
-                made.append([seen.pooler_output, *seen.deepstack_features])
+                made.append([seen.pooler_output, *getattr(seen, "deepstack_features", ())])
         # Tokens, and what is added to them after the decoder's first layers: [n, D] each, of all videos.
         levels = [torch.cat(level) for level in zip(*made)]
         counts = [len(patches) * h * w // merge**2 for patches, (h, w) in cut]
@@ -253,17 +261,16 @@ class Qwen3VL(Backbone):
             positions = torch.arange(before, before + length, device=embeds.device)
         # Three axes: given a fourth, of columns, the library would look on the device for several sequences in a row.
         axes = positions.expand(3, batch, -1)
-        marks = None
-        if places is not None:
-            marks = torch.zeros(batch * length, dtype=torch.bool, device=embeds.device)
-            marks = marks.index_fill(0, places, True).view(batch, length)
+        features: dict[str, Any] = {}
+        if extras:
+            marks = torch.zeros(batch * length, dtype=torch.bool, device=embeds.device).index_fill(0, places, True)
+            features = {"visual_pos_masks": marks.view(batch, length), "deepstack_visual_embeds": list(extras)}
         return self.decoder(
             inputs_embeds=embeds,
             attention_mask=additive_mask(allowed, embeds.dtype, self.decoder.config._attn_implementation),
             position_ids=axes,
             use_cache=cache is not None,
-            visual_pos_masks=marks,
-            deepstack_visual_embeds=list(extras) or None,
+            **features,
             **{_CACHE: cache},
         ).last_hidden_state
 
