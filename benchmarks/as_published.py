@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from benchmarks.stages import FrameCounter, Stages
+from benchmarks.workload import Bench
 from datasets.pixels import Preprocessor
 from model.mora import MoraModel
 from model.segmenters import Embeddings
@@ -59,23 +60,31 @@ class PublishedEvaluation:
     """Answers questions as the published evaluator does.
 
     Args:
-        model: any MoRA model, in eval mode on its device.
+        bench: model, tokenizer, protocol.
         stages: where time is counted.
-        eos_id: token that ends an answer.
-        mask_threshold: a pixel is in the mask if its logit is above this.
 
     Attributes:
-        counter: frames that went through SAM's and CLIP's encoders.
+        counter: frames that went through SAM's encoder and the vision tower.
     """
 
-    def __init__(self, model: MoraModel, stages: Stages, eos_id: int, mask_threshold: float = 0.0):
-        self.model, self.stages, self.eos_id, self.mask_threshold = model, stages, eos_id, mask_threshold
+    def __init__(self, bench: Bench, stages: Stages):
+        self.model, self.stages, self.eos_id = bench.model, stages, bench.tokenizer.eos_id
+        self.mask_threshold, self.forced = bench.protocol.mask_threshold, bench.protocol.answer_mode == "forced"
+        model = bench.model
         self.encoder = plain_sam_encoder(model)
         self.sam = Preprocessor(model.sam.pixel_rule)
         self.clip = Preprocessor(model.config.pixel_rule)
         weight = model.get_input_embeddings().weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.counter = FrameCounter(sam=self.encoder.neck, clip=model.vision_tower.embeddings)
+        self.counter = FrameCounter(sam=(self.encoder.neck, 1), tower=bench.tower)
+
+    def tower_pixels(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """What the vision tower is given of a row's frames, one item per frame."""
+        return torch.cat([self.clip([frame]).to(self.device, self.dtype) for frame in frames])
+
+    def passes(self, tokens: int) -> list[int]:
+        """How many tokens of an answer of so many tokens each pass over the row reads."""
+        return list(range(tokens))
 
     @torch.inference_mode()
     def answer(self, paths: Sequence[Path], prompt: Tensor, forced: Tensor | None, limit: int) -> PublishedAnswer:
@@ -98,15 +107,15 @@ class PublishedEvaluation:
             size = frames[0].shape[:2]
             with self.stages("resize"):
                 sam_pixels = [self.sam([frame]).to(self.device, self.dtype) for frame in frames]
-                clip_pixels = torch.cat([self.clip([frame]).to(self.device, self.dtype) for frame in frames])
+                seen = self.tower_pixels(frames)
             with self.stages("SAM"):
                 embeddings = [self.encoder(pixels)[0] for pixels in sam_pixels]
-            ids, states, visual_states = self._write(prompt, forced, clip_pixels, limit)
+            ids, states, visual_states = self._write(prompt, forced, seen, limit)
             tokens += len(ids)
             seg = states[ids.index(config.seg_token_id)]
             if config.loc_mode != "none":
                 loc_states.append(states[ids.index(config.loc_token_id)])
-                frame_states.append(self.model.projector.frame_states(visual_states[None], len(row)))
+                frame_states.append(self.model.backbone.frame_states(visual_states[None], len(row)))
             with self.stages("decoder"):
                 for embedding in embeddings:
                     low = self._decode(embedding, seg)
@@ -119,12 +128,11 @@ class PublishedEvaluation:
     def _write(self, prompt: Tensor, forced: Tensor | None, pixels: Tensor, limit: int) -> tuple[list, Tensor, Tensor]:
         """Write an answer token by token without a cache: (its ids, states [A, D] that predict them, visual states)."""
         config = self.model.config
-        place = prompt.tolist().index(IMAGE_TOKEN_INDEX)
         ids: list[int] = []
         wanted = None if forced is None else forced.tolist()
         states = visual = None
         for step in range(limit if wanted is None else len(wanted)):
-            states, visual, logits = self._read(prompt, place, ids, pixels)
+            states, visual, logits = self._read(prompt, ids, pixels)
             token = int(logits.argmax()) if wanted is None else wanted[step]
             if wanted is None and token == self.eos_id:
                 break
@@ -133,13 +141,14 @@ class PublishedEvaluation:
         missing = [token for token in needed if token not in ids]
         if missing:
             ids += missing
-            states, visual, _ = self._read(prompt, place, ids[:-1], pixels)
+            states, visual, _ = self._read(prompt, ids[:-1], pixels)
         return ids, states, visual
 
-    def _read(self, prompt: Tensor, place: int, ids: list[int], pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, prompt: Tensor, ids: list[int], pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One pass over a whole row: states from the one that predicts the answer's first token on, states at the
         visual tokens, logits behind the last token."""
-        with self.stages("CLIP"):
+        place = prompt.tolist().index(IMAGE_TOKEN_INDEX)
+        with self.stages("tower"):
             layer = self.model.config.vision_select_layer
             features = [
                 self.model.vision_tower(frame[None], output_hidden_states=True).hidden_states[layer][:, 1:]

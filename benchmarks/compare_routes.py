@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.as_published import PublishedAnswer, PublishedEvaluation, read_id_mask
-from benchmarks.costs import costs_of
+from benchmarks.as_stock import StockQwen
+from benchmarks.costs import images_of
 from benchmarks.engine_route import run_engine
 from benchmarks.official_davis import official_clip
 from benchmarks.stages import Stages, peak_bytes, reset_peak
@@ -21,6 +22,7 @@ from datasets.sample import Question, VideoRecord
 from evaluation.engine import MoraPredictor
 from evaluation.records import read_record
 from model import answering
+from utils.batch import IMAGE_TOKEN_INDEX
 from utils.masks import decode_rle
 from utils.video import read_frame
 
@@ -64,7 +66,7 @@ def _cpu_name() -> str:
 def run_published(bench: Bench, count: int) -> tuple[dict, list[tuple[VideoRecord, Question, PublishedAnswer]]]:
     """(a) on the first ``count`` questions, with the metric afterwards."""
     stages = Stages(bench.device)
-    route = PublishedEvaluation(bench.model, stages, bench.tokenizer.eos_id, bench.protocol.mask_threshold)
+    route = (PublishedEvaluation if bench.model.config.backbone == "llava" else StockQwen)(bench, stages)
     questions = [(video, query) for video in bench.videos for query in video.questions][:count]
     reset_peak(bench.device)
     answers, tflop, frames = [], {}, 0
@@ -72,11 +74,11 @@ def run_published(bench: Bench, count: int) -> tuple[dict, list[tuple[VideoRecor
     with route.counter:
         for video, query in tqdm(questions, desc="as published", unit="question"):
             paths = [video.frame_paths[index] for index in bench.frames_of(video)]
-            prompt, forced = bench.prompt(query)
+            prompt, forced = bench.prompt(video, query)
             answer = route.answer(paths, prompt, forced, bench.protocol.max_new_tokens)
             answers.append((video, query, answer))
             frames += len(paths)
-            for name, value in _published_tflop(bench, len(paths), len(prompt), answer.tokens).items():
+            for name, value in _published_tflop(bench, len(paths), prompt, route.passes(answer.tokens)).items():
                 tflop[name] = tflop.get(name, 0.0) + value
     for video, query, answer in answers:
         with stages("scoring"):
@@ -94,14 +96,15 @@ def run_published(bench: Bench, count: int) -> tuple[dict, list[tuple[VideoRecor
     }, answers
 
 
-def _published_tflop(bench: Bench, frames: int, prompt: int, tokens: int) -> dict[str, float]:
-    """Arithmetic of one question of (a): the tower and the whole row again for every token written."""
-    costs = costs_of(bench.model.config)
-    rows, visual = bench.rows(frames)
-    lengths = [prompt - 1 + visual + step for step in range(tokens)]
+def _published_tflop(bench: Bench, frames: int, prompt: torch.Tensor, passes: Sequence[int]) -> dict[str, float]:
+    """Arithmetic of one question of (a): the tower and the whole row again in every pass, which reads so many tokens
+    of the answer."""
+    costs, (rows, visual) = bench.costs, bench.rows(frames)
+    lengths = [int((prompt != IMAGE_TOKEN_INDEX).sum()) + visual + tokens for tokens in passes]
     llm = sum(costs.llm(rows, length) + rows * length * costs.llm_head for length in lengths)
-    parts = {"SAM": frames * costs.sam_frame, "CLIP": frames * tokens * costs.tower_image, "LLM": llm}
-    return {name: value / 1e12 for name, value in {**parts, "decoder": frames * costs.decoder_prompt}.items()}
+    tower = images_of(bench.model.config, frames) * len(passes) * costs.tower_image
+    parts = {"SAM": frames * costs.sam_frame, "tower": tower, "LLM": llm, "decoder": frames * costs.decoder_prompt}
+    return {name: value / 1e12 for name, value in parts.items()}
 
 
 def ground_truth(bench: Bench, video: VideoRecord, query: Question) -> np.ndarray:
@@ -181,12 +184,12 @@ def time_ladder(bench: Bench) -> list[dict]:
     count = len(bench.frames_of(video))
     side = model.sam.pixel_rule.size
     pixels = torch.randn(count, 3, side, side, device=bench.device)
-    slow = PublishedEvaluation(model, Stages(bench.device), bench.tokenizer.eos_id)
+    slow = PublishedEvaluation(bench, Stages(bench.device))
     predictor = MoraPredictor(model, bench.tokenizer, bench.protocol)
     frames = [read_frame(video.frame_paths[index]) for index in bench.frames_of(video)]
-    prepared = predictor.prepare(video.video_id, frames, [0.0] * len(frames))
+    prepared = predictor.prepare(video.video_id, frames, video.times(bench.frames_of(video)))
     context, inner = predictor.encode(prepared), tuple(prepared.sam.shape[2:])
-    prompts, forced = zip(*(bench.prompt(query) for query in video.questions))
+    prompts, forced = zip(*(bench.prompt(video, query) for query in video.questions))
     request = answering.Request(
         forced=None if forced[0] is None else forced,
         max_new_tokens=bench.protocol.max_new_tokens,

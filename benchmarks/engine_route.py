@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from tqdm import tqdm
 
-from benchmarks.costs import costs_of
+from benchmarks.costs import images_of
 from benchmarks.stages import FrameCounter, Stages, peak_bytes, reset_peak
 from benchmarks.workload import Bench
 from datasets.sample import VideoRecord
@@ -45,7 +45,7 @@ def run_engine(bench: Bench) -> dict:
             )
         warm_up = time.perf_counter() - start
         reset_peak(bench.device)
-        with FrameCounter(sam=bench.model.sam.vision_encoder.neck, clip=bench.model.vision_tower.embeddings) as counter:
+        with FrameCounter(sam=(bench.model.sam.vision_encoder.neck, 1), tower=bench.tower) as counter:
             before = time.process_time()
             seconds, scores = _predict_and_score(bench, predictor, bench.videos, "engine", pool)
             processor = time.process_time() - before
@@ -94,7 +94,7 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
     mark = open_run(folder, {"protocol": bench.protocol.prediction_settings()}, overwrite=True)
     inner = (
         (model.sam, "encode", "SAM"),
-        (model.backbone, "encode", "CLIP"),
+        (model.backbone, "encode", "tower"),
         (answering, "read_prefix", "LLM prefix"),
         (answering.Session, "read", "LLM suffix"),
         (answering, "generate", "LLM suffix"),
@@ -107,7 +107,7 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
             with stages("decode"):
                 frames = job.read_frames()
             with stages("resize"):
-                prepared = predictor.prepare(video.video_id, frames, [0.0] * len(frames))
+                prepared = predictor.prepare(video.video_id, frames, video.times(bench.frames_of(video)))
             with stages("device"):
                 context = predictor.encode(prepared)
             with stages("masks"):
@@ -123,19 +123,20 @@ def _stage_by_stage(bench: Bench, predictor: MoraPredictor) -> dict[str, float]:
 def _tflop(bench: Bench) -> dict[str, float]:
     """Arithmetic of (b) by stage: every frame once, every prefix once, every question's own tokens once. What the SAM
     encoder leaves out of a padded picture counts as done."""
-    costs = costs_of(bench.model.config)
-    total = dict.fromkeys(("SAM", "CLIP", "LLM prefix", "LLM suffix", "decoder"), 0.0)
+    costs = bench.costs
+    total = dict.fromkeys(("SAM", "tower", "LLM prefix", "LLM suffix", "decoder"), 0.0)
     for video in bench.videos:
         frames = len(bench.frames_of(video))
         rows, visual = bench.rows(frames)
         total["SAM"] += frames * costs.sam_frame
-        total["CLIP"] += frames * costs.tower_image
+        total["tower"] += images_of(bench.model.config, frames) * costs.tower_image
         for number, query in enumerate(video.questions):
-            prompt, forced = bench.prompt(query)
-            place = prompt.tolist().index(IMAGE_TOKEN_INDEX)
+            prompt, forced = bench.prompt(video, query)
+            marks = (prompt == IMAGE_TOKEN_INDEX).nonzero().flatten()
+            prefix = int(marks[-1]) + 1 - len(marks) + visual
             if number == 0:
-                total["LLM prefix"] += costs.llm(rows, place + visual)
+                total["LLM prefix"] += costs.llm(rows, prefix)
             answer = bench.protocol.max_new_tokens if forced is None else len(forced)
-            total["LLM suffix"] += costs.llm(rows, len(prompt) - place - 1 + answer, place + visual)
+            total["LLM suffix"] += costs.llm(rows, len(prompt) - int(marks[-1]) - 1 + answer, prefix)
             total["decoder"] += frames * costs.decoder_prompt
     return {name: value / 1e12 for name, value in total.items()}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ORDER = (
-    "decode", "resize", "device", "SAM", "CLIP", "LLM", "LLM prefix", "LLM suffix", "decoder", "masks", "records",
+    "decode", "resize", "device", "SAM", "tower", "LLM", "LLM prefix", "LLM suffix", "decoder", "masks", "records",
     "scoring",
 )  # fmt: skip
 
 LABELS = {
     "decode": "read and decode JPEG",
     "resize": "resize (and, in (a), normalise)",
+    "tower": "vision tower",
     "device": "to the device, normalise, project",
     "decoder": "mask decoder, enlarge",
     "masks": "prompts, masks to the CPU",
@@ -95,7 +96,7 @@ def _counts(engine: Mapping, published: Mapping, device: str) -> list[str]:
     lines = [
         f"frames through SAM's encoder: (a) {published['encoded']['sam']} for {published['questions']} questions, "
         f"(b) {engine['encoded']['sam']} for {engine['questions']} questions about {engine['frames']} distinct frames",
-        f"frames through CLIP: (a) {published['encoded']['clip']}, (b) {engine['encoded']['clip']}",
+        f"images through the vision tower: (a) {published['encoded']['tower']}, (b) {engine['encoded']['tower']}",
         memory + ("" if device == "cuda" else " (of the whole process, which had run (b) before)"),
     ]
     if engine["failed"]:

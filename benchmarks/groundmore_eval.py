@@ -9,7 +9,9 @@ model. (a) reads every frame again for every question, one at a time, without an
 metric as it is defined; (b) is evaluate_groundmore.py's own code. Both must give the same masks. The time of the full
 test (382 clips, 2,005 questions, 20 frames) is extrapolated from what was measured, and marked so.
 
-Presets on Qwen3-VL are counted: what a question costs with the frames read once, and without.
+Presets on Qwen3-VL are counted first: what a question costs with the frames read once, and without. With frames as
+images they are measured on a GPU, tiny_qwen anywhere; their (a) is transformers' own image processor and forward, once
+per question.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 DEFAULTS = {
     "tiny": {"videos": 4, "published_questions": 4},
     **dict.fromkeys(("lisa_7b", *QWEN), {"videos": 6, "published_questions": 2}),
+    "tiny_qwen": {"videos": 4, "published_questions": 4},
 }
 """Slices that take about a minute on a CPU (tiny) and a few minutes on one large GPU (lisa_7b)."""
 
@@ -54,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--preset", choices=tuple(CLIP_SIZES), default="tiny", help="network (%(default)s)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
     add("--precision", choices=tuple(PRECISIONS), help="default: bf16 on a GPU, fp32 without")
-    add("--visual_mode", choices=("frame", "pooled", "video"), default="frame", help="LLM rows (%(default)s)")
+    add("--visual_mode", choices=("frame", "pooled", "video"), help="LLM rows (frame; of Qwen3-VL video)")
     add("--frames_as", choices=("images", "video"), default="images", help="Qwen3-VL (%(default)s)")
     add("--timestamps", action="store_true", help="Qwen3-VL: the time before each image or pair")
     add("--min_pixels", type=int, help="Qwen3-VL: least of a resized frame (default: the preset's)")
@@ -102,6 +105,10 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError("--device cuda: torch sees no GPU; use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.visual_mode is None:
+        args.visual_mode = "video" if args.preset in QWEN else "frame"
+    if args.preset in QWEN and args.visual_mode != "video":
+        raise ConfigError(f"--visual_mode {args.visual_mode}: of Qwen3-VL only 'video', all frames in one row")
     if args.precision is None:
         args.precision = "bf16" if args.device == "cuda" else "fp32"
     if args.peak is None and args.device == "cuda" and args.precision != "fp32":
@@ -113,17 +120,23 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
 
 def counted(args: argparse.Namespace) -> str:
     """What can be said of a preset on Qwen3-VL without running it."""
-    bounds = {name: getattr(args, name) for name in ("min_pixels", "max_pixels") if getattr(args, name) is not None}
-    build = getattr(presets, args.preset)
-    config = build(loc_mode=args.loc_mode, frames_as=args.frames_as, timestamps=args.timestamps, **bounds)
+    config = getattr(presets, args.preset)(loc_mode=args.loc_mode, **own_fields(args))
     return format_counted(args.preset, config, args.sizes, args.num_frames)
+
+
+def own_fields(args: argparse.Namespace) -> dict:
+    """Fields of a configuration that only Qwen3-VL has."""
+    if args.preset not in QWEN:
+        return {}
+    names = ("min_pixels", "max_pixels", "frames_as", "timestamps")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def measure(args: argparse.Namespace) -> dict:
     """Run the benchmark; returns its figures, see :func:`benchmarks.compare_routes.compare`."""
     videos = write_clips(args.work_dir, args.videos, args.questions_per_video, args.height, args.width)
-    tokenizer = open_tokenizer(args.tokenizer)
-    config = make_config(args.preset, tokenizer, visual_mode=args.visual_mode, loc_mode=args.loc_mode)
+    tokenizer, fields = open_tokenizer(args.tokenizer, args.preset), own_fields(args)
+    config = make_config(args.preset, tokenizer, visual_mode=args.visual_mode, loc_mode=args.loc_mode, **fields)
     model = random_model(config, torch.device(args.device), PRECISIONS[args.precision], args.seed)
     with_loc = args.loc_mode != "none"
     protocol = make_protocol(
@@ -131,8 +144,9 @@ def measure(args: argparse.Namespace) -> dict:
         force_seg_token=True, force_loc_token=with_loc, seg_only=not with_loc,
     )  # fmt: skip
     bench = Bench(
-        model, tokenizer, protocol, videos, args.work_dir / "runs" / args.preset, args.workers, args.decode_workers
-    )
+        model, tokenizer, protocol, videos, args.work_dir / "runs" / args.preset, args.workers, args.decode_workers,
+        (args.height, args.width),
+    )  # fmt: skip
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     return {"settings": settings, **compare(bench, args.published_questions, args.ladder)}
 
@@ -143,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
         args = complete(build_parser().parse_args(argv))
         if args.preset in QWEN:
             print(counted(args))
-            return 0
+            if args.frames_as == "video" or (args.device == "cpu" and args.preset != "tiny_qwen"):
+                return 0  # (a) reads images only, and nothing of full size is measured without a GPU
         result = measure(args)
     except MoraError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -86,17 +86,18 @@ class FrameCounter:
     """Counts the frames that pass through modules, by forward hooks.
 
     Args:
-        modules: by name; the first axis of what each returns counts.
+        modules: by name; the first axis of what each returns counts, divided by the number beside it.
     """
 
-    def __init__(self, **modules: nn.Module):
+    def __init__(self, **modules: tuple[nn.Module, int]):
         self.frames = dict.fromkeys(modules, 0)
         self._hooks = [
-            module.register_forward_hook(functools.partial(self._count, name)) for name, module in modules.items()
+            module.register_forward_hook(functools.partial(self._count, name, rows))
+            for name, (module, rows) in modules.items()
         ]
 
-    def _count(self, name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        self.frames[name] += output.shape[0]
+    def _count(self, name: str, rows: int, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        self.frames[name] += output.shape[0] // rows
 
     def __enter__(self) -> FrameCounter:
         return self

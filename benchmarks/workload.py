@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from benchmarks.costs import tokens_per_image
-from datasets.conversation import encode_forced_answer, encode_prompt, forced_answer, groundmore_question
+from benchmarks.costs import Costs, costs_of, images_of, tokens_per_image
+from datasets.conversation import Shown, encode_forced_answer, encode_prompt, forced_answer, groundmore_question
 from datasets.corpora import corpus_named, load
+from datasets.pixels import Preprocessor
 from datasets.sample import Question, VideoRecord
 from datasets.synthetic import CorpusPlan, WorldSettings, write_corpora
 from datasets.tokenization import MoraTokenizer, load_tokenizer
@@ -26,7 +26,7 @@ from model.config import MoraConfig
 from model.mora import MoraModel
 from utils.errors import ConfigError
 
-TOKENIZER = Path(__file__).resolve().parent.parent / "assets" / "tiny_tokenizer"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 FULL_TEST = {"videos": 382, "questions": 2005, "frames": 20}
 """GroundMoRe's test set, evaluated on 20 frames per clip."""
@@ -50,6 +50,7 @@ class Bench:
         output_dir: where records go.
         workers: processes that score.
         decode_workers: threads that prepare frames.
+        frame: (height, width) of the clips, pixels.
     """
 
     model: MoraModel
@@ -59,6 +60,7 @@ class Bench:
     output_dir: Path
     workers: int
     decode_workers: int
+    frame: tuple[int, int]
 
     @property
     def device(self) -> torch.device:
@@ -74,21 +76,40 @@ class Bench:
         """Distinct listed frames of a clip."""
         return np.unique(self.protocol.sample(len(video.frame_paths)))
 
-    def prompt(self, query: Question) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def prompt(self, video: VideoRecord, query: Question) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A question's ids, and the answer to force, if any."""
         config = self.model.config
+        shown = Shown(video.times(self.frames_of(video)), config.frame_marks)
         message = groundmore_question(query.text)
         if self.protocol.answer_mode == "generate":
-            return encode_prompt(message, config.template, self.tokenizer), None
+            return encode_prompt(message, config.template, self.tokenizer, shown), None
         text = forced_answer(config.loc_mode != "none", config.answer_style)
-        return encode_forced_answer(message, text, config.template, self.tokenizer)
+        return encode_forced_answer(message, text, config.template, self.tokenizer, shown)
 
     @property
-    def rows(self) -> Callable[[int], tuple[int, int]]:
-        """Function from a clip's frames to (its LLM rows, visual tokens in each)."""
-        each = tokens_per_image(self.model.config)
-        modes = {"frame": lambda t: (t, each), "pooled": lambda t: (1, each + t), "video": lambda t: (1, each * t)}
-        return modes[self.model.config.visual_mode]
+    def seen(self) -> tuple[int, int]:
+        """(height, width) at which the backbone sees a frame, pixels; of squares, before they are cut."""
+        return Preprocessor(self.model.config.pixel_rule).resized_size(*self.frame)
+
+    @property
+    def costs(self) -> Costs:
+        """Arithmetic of the model's parts on these clips."""
+        return costs_of(self.model.config, self.seen)
+
+    def rows(self, frames: int) -> tuple[int, int]:
+        """Of a clip of so many frames: (its LLM rows, visual tokens in each)."""
+        config = self.model.config
+        each, images = tokens_per_image(config, self.seen), images_of(config, frames)
+        return {"frame": (frames, each), "pooled": (1, each + frames), "video": (1, each * images)}[config.visual_mode]
+
+    @property
+    def tower(self) -> tuple[nn.Module, int]:
+        """The first layer of the vision tower, and how many rows of what it returns are one image."""
+        model, vision = self.model, self.model.config.vision_config
+        if model.config.backbone == "llava":
+            return model.vision_tower.embeddings, 1
+        each = tokens_per_image(model.config, self.seen) * vision.spatial_merge_size**2
+        return model.language_model.model.visual.patch_embed, each
 
 
 def write_clips(
@@ -123,7 +144,7 @@ def make_config(preset: str, tokenizer: MoraTokenizer, **overrides: object) -> M
     """A preset whose vocabulary and token ids are those of a tokenizer.
 
     Args:
-        preset: "tiny" or "lisa_7b".
+        preset: a key of CLIP_SIZES.
         tokenizer: must know [SEG] and [LOC].
         overrides: fields of the configuration. "frame" rows take the tiny preset's features across frames away, so
             that a row is the same whether its frame comes alone or among others.
@@ -132,20 +153,22 @@ def make_config(preset: str, tokenizer: MoraTokenizer, **overrides: object) -> M
         "seg_token_id": tokenizer.id_of("[SEG]"),
         "loc_token_id": tokenizer.id_of("[LOC]"),
         "tokenization": tokenizer.rule,
-        "template": "llava_llama_2",
+        **({} if preset in QWEN else {"template": "llava_llama_2"}),
         **overrides,
     }
+    if preset == "tiny_qwen":
+        return presets.tiny_qwen(vocab_size=len(tokenizer), **fields)
     if preset == "tiny":
         alone = {"projector_motion": False, "frame_time_embedding": False}
         return presets.tiny(vocab_size=len(tokenizer), **(alone if fields["visual_mode"] == "frame" else {}), **fields)
-    config = presets.lisa_7b(**fields)
+    config = (presets.lisa_7b if preset == "lisa_7b" else getattr(presets, preset))(**fields)
     config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
     return config
 
 
-def open_tokenizer(folder: Path | None) -> MoraTokenizer:
+def open_tokenizer(folder: Path | None, preset: str = "tiny") -> MoraTokenizer:
     """The tokenizer of a published folder with [LOC] added, or the tiny one that ships with the project."""
-    tokenizer = load_tokenizer(folder or TOKENIZER)
+    tokenizer = load_tokenizer(folder or ASSETS / ("tiny_qwen_tokenizer" if preset in QWEN else "tiny_tokenizer"))
     tokenizer.add_tokens(["[SEG]", "[LOC]"])
     return tokenizer
 

@@ -18,6 +18,7 @@ from benchmarks.costs import costs_of, images_of, key_bytes, tokens_per_image
 from benchmarks.counted import capped, count
 from benchmarks.stages import Stages
 from benchmarks.workload import make_config, open_tokenizer, random_model
+from datasets.pixels import Preprocessor
 from model import presets
 
 FRAMES = 3
@@ -41,14 +42,14 @@ def run(work_dir, *extra: str, device: str = "cpu") -> dict:
 def test_tiny_end_to_end(work_dir, tmp_path, capsys):
     result = run(work_dir, "--ladder")
     engine, published, agreement = result["engine"], result["published"], result["agreement"]
-    assert engine["encoded"] == {"sam": 2 * FRAMES, "clip": 2 * FRAMES}  # every frame once, whatever is asked
-    assert published["encoded"] == {"sam": 2 * FRAMES, "clip": 2 * FRAMES * published["tokens"]}  # for 2 questions
+    assert engine["encoded"] == {"sam": 2 * FRAMES, "tower": 2 * FRAMES}  # every frame once, whatever is asked
+    assert published["encoded"] == {"sam": 2 * FRAMES, "tower": 2 * FRAMES * published["tokens"]}  # for 2 questions
     assert published["tokens"] > 3 and engine["failed"] == []
     assert (agreement["questions"], agreement["masks"]) == (2, 2 * FRAMES)
     assert agreement["pixels_that_differ"] < 1e-3 and 0.001 < agreement["pixels_inside"] < 0.999
     assert agreement["largest_loc_difference"] < 1e-4
     assert agreement["same_masks_metric_difference"] < 1e-12
-    assert {"SAM", "CLIP", "LLM prefix", "LLM suffix", "decoder", "scoring"} < engine["stages"].keys()
+    assert {"SAM", "tower", "LLM prefix", "LLM suffix", "decoder", "scoring"} < engine["stages"].keys()
     assert set(published["tflop"]) <= set(published["stages"]) and set(engine["tflop"]) <= set(engine["stages"])
     assert [row["per"] for row in result["ladder"]] == ["frame"] * 3 + ["question"] * 2
     text = groundmore_eval.format_result(json.loads(json.dumps(result)))
@@ -72,11 +73,33 @@ def test_both_routes_say_the_same(work_dir, flags):
     assert 0 < agreement["pixels_inside"] < 1
 
 
+@pytest.mark.parametrize("mode", ["forced", "generate"])
+def test_qwen_says_what_the_library_says(work_dir, mode):
+    """(a) is transformers' own processor and forward: one pass where the answer is forced, one per token where not."""
+    pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    flags = ("--preset", "tiny_qwen", "--answer_mode", mode, "--max_new_tokens", "2", "--timestamps")
+    result = run(work_dir, "--no-ladder", *flags, "--height", "48", "--width", "96", "--max_pixels", "8192")
+    published, agreement = result["published"], result["agreement"]
+    assert agreement["pixels_that_differ"] <= 1e-4 and agreement["largest_loc_difference"] <= 1e-4
+    assert 0 < agreement["pixels_inside"] < 1 and result["engine"]["failed"] == []
+    assert result["engine"]["encoded"] == {"sam": 2 * FRAMES, "tower": 2 * FRAMES}
+    assert published["encoded"]["tower"] == 2 * FRAMES * (1 if mode == "forced" else published["tokens"] - 1)
+    assert set(published["tflop"]) <= set(published["stages"])
+
+
+def test_what_of_qwen_is_not_measured(capsys):
+    assert groundmore_eval.main(["--preset", "tiny_qwen", "--device", "cpu", "--frames_as", "video"]) == 0
+    text = capsys.readouterr().out
+    assert "| 64x64 | 64x64 | 16 | 190 |" in text and "MEASURED" not in text
+    assert groundmore_eval.main(["--preset", "tiny_qwen", "--visual_mode", "frame"]) == 2
+    assert "--visual_mode frame: of Qwen3-VL only 'video'" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_tiny_on_a_gpu(work_dir):
     result = run(work_dir, "--ladder", "--precision", "fp32", device="cuda")
-    assert result["engine"]["encoded"] == {"sam": 2 * FRAMES, "clip": 2 * FRAMES}
+    assert result["engine"]["encoded"] == {"sam": 2 * FRAMES, "tower": 2 * FRAMES}
     assert result["engine"]["peak_bytes"] > 0 and result["agreement"]["pixels_that_differ"] < 1e-3
 
 
@@ -230,12 +253,11 @@ def test_the_page_on_qwen_shows_what_frames_cost(project_root):
     lines = re.findall(r"^\| (\d+)x(\d+) \| (\d+x\d+) \| (.*) \| (\d+) \((\d+x\d+)\) \|$", text, re.MULTILINE)
     assert len(lines) == 4
     for width, height, seen, tokens, least, least_seen in lines:
-        frame, found = (int(height), int(width)), []
+        found = []
         for frames_as, numbers in (("images", (1, 5, 20)), ("video", (5, 20))):
             config = presets.qwen3_vl_8b(frames_as=frames_as)
-            rows = [count(config, frame, number) for number in numbers]
-            found += [str(row.image * images_of(config, number)) for row, number in zip(rows, numbers)]
-            assert seen == "{1}x{0}".format(*rows[0].seen)
-        assert tokens.split(" | ") == found
-        small = count(capped(config), frame, 5)
-        assert (least, least_seen) == (str(small.image), "{1}x{0}".format(*small.seen))
+            big, small = (Preprocessor(each.pixel_rule).resized_size(int(height), int(width)) for each in
+                          (config, capped(config)))  # fmt: skip
+            found += [str(tokens_per_image(config, big) * images_of(config, number)) for number in numbers]
+            assert (seen, least_seen) == (f"{big[1]}x{big[0]}", f"{small[1]}x{small[0]}")
+        assert tokens.split(" | ") == found and int(least) == tokens_per_image(config, small)
