@@ -29,8 +29,11 @@ class Qwen25Worlds(QwenWorlds):
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
             "bos_token_id": None, "eos_token_id": self.eos,
         }  # fmt: skip
-        vision = {"hidden_size": 32, "depth": 3, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64,
-                  "patch_size": 8, "window_size": 32, "fullatt_block_indexes": [1]}  # fmt: skip
+        # Older versions of the library multiply the time of images, too, by the tokens per second of videos.
+        vision = {
+            "tokens_per_second": 1, "hidden_size": 32, "depth": 3, "num_heads": 2, "intermediate_size": 48,
+            "out_hidden_size": 64, "patch_size": 8, "window_size": 32, "fullatt_block_indexes": [1],
+        }  # fmt: skip
         shared = ("visual_mode", "sam_config", "out_dim", "loc_mode", "loc_hidden_size", "seg_token_id", "loc_token_id",
                   "min_pixels", "max_pixels", "initialization")  # fmt: skip
         fields = {"backbone": "qwen2_5_vl", "text_config": text, "vision_config": vision}
