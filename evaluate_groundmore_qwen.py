@@ -1,7 +1,8 @@
 """Predict and score GroundMoRe with MoRA on Qwen3-VL: ``evaluate_groundmore.py`` with the published choices filled in.
 
 The answer ``[SEG], [LOC]`` is given to the model (``--answer_mode generate`` lets it write one), and masks of frames
-whose [LOC] probability is below 0.5 are emptied (``--no-use_loc_refine`` keeps them). Any flag says otherwise.
+whose [LOC] probability is below 0.5 are emptied (``--no-use_loc_refine`` or ``--seg_only`` keeps them). The
+command line wins.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ PUBLISHED = ("--backbone", "qwen3_vl", "--answer_mode", "forced", "--use_loc_ref
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; see :func:`evaluation.__main__.main`."""
-    return evaluate_groundmore([*PUBLISHED, *(sys.argv[1:] if argv is None else argv)])
+    given = sys.argv[1:] if argv is None else argv
+    # Without the [LOC] head there is nothing to refine by.
+    published = [word for word in PUBLISHED if word != "--use_loc_refine" or "--seg_only" not in given]
+    return evaluate_groundmore([*published, *given])
 
 
 if __name__ == "__main__":

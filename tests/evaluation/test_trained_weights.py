@@ -19,7 +19,7 @@ from evaluation.records import read_record
 from evaluation.settings import parse_arguments
 from model.checkpoints import PROVENANCE, Adapters, Provenance, load_any, network_of
 from tests.model.published_layout import write_published
-from tests.model.published_qwen import ROWS, write_qwen
+from tests.model.published_qwen import ROWS, join, write_qwen
 from utils.errors import CheckpointError, ConfigError, MoraError
 
 PIXELS = {"min_pixels": 1024, "max_pixels": 2048}
@@ -225,6 +225,10 @@ def test_a_tied_base(tmp_path, project_root, corpus_paths):
         model = place.open(save(state, tmp_path / "w.bin"))
         require_same(model, both)
         assert model.backbone.vocabulary[0].weight is model.backbone.vocabulary[1].weight
+    stored = join(place.base)  # a base that holds the one matrix under both names
+    stored["lm_head.weight"] = stored["model.language_model.embed_tokens.weight"].clone()
+    save_file(stored, place.base / "model.safetensors", {"format": "pt"})
+    require_same(place.open(save(one, tmp_path / "w.bin")), both)
     with pytest.raises(CheckpointError, match="lm_head.weight differs from the word embeddings"):
         place.open(save({**both, head: both[head] + 1}, tmp_path / "w.bin"))
 
@@ -326,6 +330,8 @@ def test_masks_are_those_of_the_merged_model(place, tmp_path, capsys):
             assert (record.masks, record.loc_probs) == (first.masks, first.loc_probs)
     assert evaluate_qwen([*base, *common, "--output_dir", str(tmp_path / "b"), "--max_pixels", "4096"]) == 2
     assert "network" in capsys.readouterr().err
+    assert evaluate_qwen([*base, *common, "--output_dir", str(tmp_path / "d"), "--seg_only", "--question", "0"]) == 0
+    assert read_record(tmp_path / "d", "alpha_0000_0004", "0").loc_probs is None
     protocol = json.loads((tmp_path / "b" / "summary.json").read_text())["protocol"]
     assert (protocol["answer_mode"], protocol["loc_refine"], protocol["loc_threshold"]) == ("forced", True, 0.5)
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from model import presets
@@ -57,3 +58,14 @@ def change_config(folder: Path, **fields) -> None:
         if value is not None:
             place[last] = value
     path.write_text(json.dumps(config))
+
+
+def join(folder) -> dict[str, torch.Tensor]:
+    """Put the shards of a folder into one file, which is given."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    state = {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
+    for file in (index, *(folder / file for file in files)):
+        file.unlink()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return state

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from model.checkpoints import digest_base, load_any
-from tests.model.published_qwen import ROWS, change_config, write_qwen
+from tests.model.published_qwen import ROWS, change_config, join, write_qwen
 from utils.errors import CheckpointError, ConfigError
 
 
@@ -28,17 +28,6 @@ def base(place):
 def changed(tmp_path):
     """A folder that a test may change."""
     return write_qwen(tmp_path)
-
-
-def join(folder) -> dict[str, torch.Tensor]:
-    """Put the shards of a folder into one file, which is given."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    state = {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
-    for file in (index, *(folder / file for file in files)):
-        file.unlink()
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    return state
 
 
 def test_every_tensor_finds_its_place(base, place):
