@@ -6,6 +6,7 @@ It never depends on the number of frames: trained on 5, it answers about 20.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,34 @@ def fourier_features(times: Tensor, frequencies: int = TIME_FREQUENCIES) -> Tens
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-class FrameLocHead(nn.Module):
+class LocHead(nn.Module):
+    """What both heads share: how they are called.
+
+    Attributes:
+        takes: how many tensors :meth:`logits` takes.
+    """
+
+    takes: ClassVar[int]
+
+    def forward(self, *given: Tensor) -> Tensor:
+        """The logits of a video, or of several in one call: processes that divide the head's weights wait for each
+        other at every call, and must make as many.
+
+        Args:
+            given: what :meth:`logits` takes, of one video after another.
+
+        Returns:
+            Its result; of several videos, all logits one after the other in one tensor [n].
+        """
+        made = [self.logits(*given[at : at + self.takes]) for at in range(0, len(given), self.takes)]
+        return made[0] if len(made) == 1 else torch.cat([logits.flatten() for logits in made])
+
+    def logits(self, *given: Tensor) -> Tensor:
+        """Logits of one video."""
+        raise NotImplementedError
+
+
+class FrameLocHead(LocHead):
     """A logit from each frame's own ``[LOC]`` state.
 
     Args:
@@ -45,16 +73,18 @@ class FrameLocHead(nn.Module):
         width: of the hidden layer.
     """
 
+    takes = 1
+
     def __init__(self, hidden_size: int, width: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Linear(width, 1))
 
-    def forward(self, states: Tensor) -> Tensor:
+    def logits(self, states: Tensor) -> Tensor:
         """States [..., D] to logits [...]."""
         return self.mlp(states).squeeze(-1)
 
 
-class GlobalLocHead(nn.Module):
+class GlobalLocHead(LocHead):
     """One video-level ``[LOC]`` state matched against every frame.
 
     The state is the query of an attention pooling over each frame's visual states; an MLP then compares the state, what
@@ -65,6 +95,8 @@ class GlobalLocHead(nn.Module):
         width: of the head.
         heads: of the attention pooling; divides ``width``.
     """
+
+    takes = 2
 
     def __init__(self, hidden_size: int, width: int, heads: int = LOC_HEADS):
         super().__init__()
@@ -79,7 +111,7 @@ class GlobalLocHead(nn.Module):
         """[B, n, W] to [B, heads, n, W / heads]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
+    def logits(self, states: Tensor, frames: Tensor) -> Tensor:
         """Match states against the frames of their video.
 
         Args:

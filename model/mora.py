@@ -170,11 +170,11 @@ class MoraModel(PreTrainedModel):
 
         # Times: the head reads the states before [LOC] and, unless each row has a frame of its own, of the frames.
         times = self._times(questions, layout, states, videos)
-        if not times and loc_id is not None:
-            idle = idle + self._time_nothing(states[:1])
         supervised = [(q, videos[q.video].questions[q.number].in_window) for q in questions if loc_id is not None]
         pairs = [(times[q.video, q.number], window) for q, window in supervised if window is not None]
         loc = localization_loss(pairs, states.device)
+        if not pairs and loc_id is not None:
+            idle = idle + (_nothing(*times.values()) if times else self._time_nothing(states[:1]))
 
         losses = {
             "ce_loss": weights.ce * ce,
@@ -196,30 +196,34 @@ class MoraModel(PreTrainedModel):
         for question in questions:
             if question.locs and question.prefix:
                 groups.setdefault(tuple(row for row, _ in question.rows), []).append(question)
-        result = {}
+        given: list[Tensor] = []
         for rows, group in groups.items():
             readout = self.config.readout
             places = [question.places_of(question.locs[0], layout, "[LOC]", readout) for question in group]
             said = states[torch.tensor(places, device=states.device)]  # [Q, R, D]
             if self.config.loc_mode == "frame":
-                logits = self.loc_head(said)
+                given.append(said)
             else:
                 seen = states[torch.tensor([layout.images[row] for row in rows], device=states.device)]  # [R, n, D]
-                frames = self.backbone.frame_states(seen, videos[group[0].video].num_frames)
-                logits = self.loc_head(said.mean(1), frames)
-            result.update({(each.video, each.number): logit for each, logit in zip(group, logits)})
-        return result
+                given += [said.mean(1), self.backbone.frame_states(seen, videos[group[0].video].num_frames)]
+        if not groups:
+            return {}
+        asked = [each for group in groups.values() for each in group]
+        lengths = [videos[each.video].num_frames for each in asked]
+        logits = self.loc_head(*given).flatten().split(lengths)
+        return {(each.video, each.number): mine for each, mine in zip(asked, logits)}
 
     def _draw_nothing(self, state: Tensor) -> Tensor | float:
-        """Run everything that masks need, on zeros like a state [1, D]."""
-        prompts = self.prompt_embeddings(torch.zeros_like(state))
+        """Run everything that masks need, on zeros that a state [1, D] stands behind, as behind real ones: ZeRO-3 lets
+        a module go when a gradient has passed through it."""
+        prompts = self.prompt_embeddings(state * 0.0)
         pixels = state.new_zeros(1, 3, self.sam.pixel_rule.size, self.sam.pixel_rule.size)
         return _nothing(self.sam.decode(self.sam.encode(pixels), prompts))
 
     def _time_nothing(self, state: Tensor) -> Tensor | float:
-        """Run the [LOC] head on zeros like a state [1, D]."""
-        zeros = torch.zeros_like(state)
-        return _nothing(self.loc_head(zeros, *([] if self.config.loc_mode == "frame" else [zeros[None]])))
+        """Run the [LOC] head as :meth:`_draw_nothing` does the rest."""
+        zeros = state * 0.0
+        return _nothing(self.loc_head(*[zeros, zeros[None]][: self.loc_head.takes]))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

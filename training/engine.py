@@ -22,9 +22,6 @@ from training.settings import ComputeSettings, OptimizerSettings, TrainingSettin
 from utils.errors import CheckpointError, ConfigError, MoraError
 from utils.processes import World, as_lost_peer, gather_objects, mean_over_processes
 
-RESIDENT = 100_000
-"""Under ZeRO-3, weights of so few numbers stay whole on every process (DeepSpeed's own choice)."""
-
 
 class DivergedError(MoraError):
     """A loss is no longer a finite number."""
@@ -43,11 +40,8 @@ def schedule_config(optimizer: OptimizerSettings) -> dict[str, Any]:
     return {"type": "WarmupDecayLR", "params": {**shared, "warmup_min_lr": 0.0, "warmup_max_lr": optimizer.lr}}
 
 
-def deepspeed_config(
-    optimizer: OptimizerSettings, compute: ComputeSettings, num_trainable: int, resident: int = RESIDENT
-) -> dict[str, Any]:
-    """The configuration handed to ``deepspeed.initialize``; communication buffers hold at most ``num_trainable``, and
-    ZeRO-3 divides tensors of more than ``resident`` numbers."""
+def deepspeed_config(optimizer: OptimizerSettings, compute: ComputeSettings, num_trainable: int) -> dict[str, Any]:
+    """The configuration handed to ``deepspeed.initialize``; communication buffers hold at most ``num_trainable``."""
     bucket = min(500_000_000, 1024 * math.ceil(num_trainable / 1024))  # DeepSpeed wants it even
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": optimizer.batch_size,
@@ -64,8 +58,6 @@ def deepspeed_config(
         },
         "steps_per_print": 10**9,
     }
-    if compute.zero_stage == 3:
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = resident
     if compute.precision != "fp32":
         config[compute.precision] = {"enabled": True}
     return config
@@ -96,15 +88,13 @@ def start_engine(model: nn.Module, optimizer: OptimizerSettings, compute: Comput
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     betas = optimizer.beta1, optimizer.beta2
     adamw = torch.optim.AdamW(trained, lr=optimizer.lr, betas=betas, weight_decay=optimizer.weight_decay)
-    # How often the [LOC] head runs depends on the batch, and whoever runs a divided module waits for all the others.
-    often = [parameter.numel() for name, parameter in model.named_parameters() if name.startswith("loc_head.")]
-    config = deepspeed_config(
-        optimizer, compute, sum(parameter.numel() for parameter in trained), max([RESIDENT, *often])
-    )
+    config = deepspeed_config(optimizer, compute, sum(parameter.numel() for parameter in trained))
     # torch's own advice about what DeepSpeed calls; nothing for the user to act on
     warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
     if compute.zero_stage == 3:
         _keep_encoder_whole(model, world)
+        if hasattr(model, "loc_head"):  # how often its layers run depends on the batch, so they are fetched together
+            deepspeed.utils.set_z3_leaf_modules(model, [type(model.loc_head)])
     engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=config, dist_init_required=False)
     return engine
 
