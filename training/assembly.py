@@ -66,7 +66,10 @@ class Parts:
         listed = ", ".join(f"{group} {count:,}" for group, count in groups.items())
         config = self.model.config
         chosen = ", ".join(f"{n} {getattr(config, n)}" for n in ("visual_mode", "loc_mode", "template", "answer_style"))
-        return f"{self.report}\n{chosen}\n{learning:,} of {total:,} parameters learn ({listed})"
+        parts = [part for part in config.sub_configs if part != "sam_config"]
+        modes = [f"{part.removesuffix('_config')} {getattr(config, part)._attn_implementation}" for part in parts]
+        attention = f"attention: {', '.join(modes)}"
+        return f"{self.report}\n{chosen}\n{attention}\n{learning:,} of {total:,} parameters learn ({listed})"
 
     def write(self, folder: Path) -> None:
         """``config.json`` and ``tokenizer/`` in a checkpoint, so that it says which network it holds."""

@@ -59,6 +59,15 @@ def test_a_base_of_the_other_backbone_is_told_its_program(tmp_path, tiny_base, q
         build_parts(settings.model, settings.trainable, 0, settings.compute.dtype)
 
 
+def test_the_attention_is_chosen_once_and_said(tmp_path, qwen_base):
+    argv = ["--version", str(qwen_base), *arguments(tmp_path)[2:]]
+    settings = parse_arguments(argv, "qwen3_vl")
+    parts = build_parts(settings.model, settings.trainable, 0, settings.compute.dtype, "eager")
+    assert "attention: text eager, vision eager" in parts.describe()
+    network = parts.model.language_model.model
+    assert {network.visual.config._attn_implementation, network.language_model.config._attn_implementation} == {"eager"}
+
+
 def test_the_program_itself_runs(project_root):
     done = subprocess.run(
         [sys.executable, "train_qwen_ds.py", "--version", "/nowhere/base"], cwd=project_root, capture_output=True,
