@@ -20,7 +20,7 @@ from model.mora import MoraModel
 from training.tiny_base.base import NUM_FRAMES, BaseRecipe, Phase, figures, make_tiny_base, patch_features
 from training.tiny_base.tasks import StillTasks, TaskMix, dense_targets, place
 
-PRESETS = {"tiny_base": presets.tiny}
+PRESETS = {"tiny_base": presets.tiny, "tiny_qwen_base": presets.tiny_qwen}
 
 
 @pytest.fixture(scope="module", params=PRESETS)
