@@ -70,7 +70,7 @@ UNUSED = {
 }
 """Definitions that no product file uses: "file: name" -> reason."""
 
-CODE_LINES = 13_200
+CODE_LINES = 13_230
 """Lines of code that the root scripts may load, leaves apart. The aim is 8,000 with a second backbone; what is above it
 keeps promises: damaged and hostile files, kills, shards, runs that meet in a folder, weights that say how they were
 made."""
