@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 
 
-def main() -> int:
+def main(backbone: str = "llava") -> int:
     """Parse the flags and train.
+
+    Args:
+        backbone: whose flags.
 
     Returns:
         Exit code: 0; 1 with a message; 2 for a flag that does not exist; 130, 143 if it was ended.
@@ -23,7 +27,7 @@ def main() -> int:
         from training.settings import parse_arguments
     except KeyboardInterrupt:
         return 130
-    return run_program(parse_arguments, train)
+    return run_program(partial(parse_arguments, backbone=backbone), train)
 
 
 if __name__ == "__main__":

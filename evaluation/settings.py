@@ -17,7 +17,7 @@ from evaluation.report import LIMIT as PICTURES
 from evaluation.shards import Shard, find_shard
 from model.backbones import BACKBONES
 from model.config import CHOICES as NETWORK
-from model.settings import ComputeSettings, ModelSettings
+from model.settings import ComputeSettings, ModelSettings, QwenSettings
 from utils.errors import ConfigError, DataError, Problems
 from utils.files import unusable_folder
 from utils.flags import flag, inputs_of, make_parser, note_mistakes, parse
@@ -70,7 +70,7 @@ Ctrl-C or SIGTERM.
 
 # fmt: off
 @dataclass
-class EvaluatedModel(ModelSettings):
+class EvaluatedModel(QwenSettings, ModelSettings):
     """Which model answers; not needed to score what is recorded."""
 
     title: ClassVar[str] = "model (not needed with --score_only)"
@@ -91,17 +91,6 @@ class EvaluatedModel(ModelSettings):
     answer_style: str | None = flag(None, choices=NETWORK["answer_style"], network="answer_style",
                                     help="what --answer_mode forced puts in the model's mouth: a sentence, one with "
                                     "the object's name, or '[SEG], [LOC]' (default: as trained; else the backbone's)")
-    readout: str | None = flag(None, choices=NETWORK["readout"], network="readout", help="which state stands for [SEG] "
-                               "and [LOC]: the one that predicts the token or the one at it (default: as trained; else "
-                               "before)")
-    frames_as: str | None = flag(None, choices=("images", "video"), network="frames_as", help="Qwen3-VL: each frame as "
-                                 "an image, or as a video, whose neighbours share their tokens two by two (default: as "
-                                 "trained; else images)")
-    timestamps: bool | None = flag(None, network="timestamps", help="Qwen3-VL: write the time before each frame or "
-                                   "pair (default: as trained; else not)")
-    min_pixels: int | None = flag(None, at_least=1, network="min_pixels", help="Qwen3-VL: least pixels of a resized "
-                                  "frame; 32 x 32 are one token. May differ from the training's (default: the same)")
-    max_pixels: int | None = flag(None, at_least=1, network="max_pixels", help="Qwen3-VL: most pixels, likewise")
     compile: bool = flag(False, help="compile SAM's layers: faster per frame after a minute's compilation, for long "
                          "runs")
 

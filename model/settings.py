@@ -48,6 +48,33 @@ class ModelSettings:
 
 
 @dataclass
+class QwenSettings:
+    """How a Qwen3-VL is shown frames, and where its answer is read out; None: as the model was trained, or the base."""
+
+    readout: str | None = flag(None, choices=CHOICES["readout"], network="readout", help="which state stands for [SEG] "
+                               "and [LOC]: before: the one that predicts the token, as MoRA on LISA; at: the one at "
+                               "the token (default: the model's, of Qwen3-VL itself 'before')")
+    frames_as: str | None = flag(None, choices=("images", "video"), network="frames_as", help="Qwen3-VL: each frame as "
+                                 "an image of its own, or as a video, whose neighbours share their tokens two by two "
+                                 "(default: the model's, of Qwen3-VL itself 'images')")
+    timestamps: bool | None = flag(None, network="timestamps", help="Qwen3-VL: write the time before each frame or "
+                                   "pair (default: the model's, of Qwen3-VL itself not)")
+    min_pixels: int | None = flag(None, names=("--min_pixels", "--qwen_min_pixels"), at_least=1, network="min_pixels",
+                                  help="Qwen3-VL: least pixels of a resized frame, also in a video; 32 x 32 are one "
+                                  "token; evaluation may say another than training (default: the model's, of Qwen3-VL "
+                                  "itself 200704)")
+    max_pixels: int | None = flag(None, names=("--max_pixels", "--qwen_max_pixels"), at_least=1, network="max_pixels",
+                                  help="Qwen3-VL: most pixels, likewise (default: the model's, of Qwen3-VL itself "
+                                  "802816)")
+
+    def check(self, problems: Problems) -> None:
+        """Note bounds that leave nothing between them."""
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            problems.add("--min_pixels", f"{self.min_pixels} is more than --max_pixels {self.max_pixels}")
+        super().check(problems)
+
+
+@dataclass
 class ComputeSettings:
     """Where and in which precision a model computes."""
 

@@ -91,25 +91,10 @@ class ModelSettings(shared.ModelSettings):
 
 
 @dataclass
-class QwenModelSettings(ModelSettings):
-    """:class:`ModelSettings` with what only Qwen3-VL has."""
+class QwenModelSettings(shared.QwenSettings, ModelSettings):
+    """:class:`ModelSettings` with what Qwen3-VL has beside it."""
 
     backbone: ClassVar[str | None] = "qwen3_vl"
-
-    readout: str | None = flag(None, choices=CHOICES["readout"], network="readout", help="which state stands for [SEG] "
-                               "and [LOC]: before: the one that predicts the token, as MoRA on LISA; at: the one at "
-                               "the token (default: the base's, for Qwen3-VL itself 'before')")
-    frames_as: str | None = flag(None, choices=("images", "video"), network="frames_as", help="Qwen3-VL: each frame as "
-                                 "an image of its own, or as a video, whose neighbours share their tokens two by two "
-                                 "(default: the base's, for Qwen3-VL itself 'images')")
-    timestamps: bool | None = flag(None, network="timestamps", help="Qwen3-VL: write the time before each frame or "
-                                   "pair (default: the base's, for Qwen3-VL itself not)")
-    min_pixels: int | None = flag(None, names=("--min_pixels", "--qwen_min_pixels"), at_least=1, network="min_pixels",
-                                  help="Qwen3-VL: least pixels of a resized frame, also in a video; 32 x 32 are one "
-                                  "token (default: the base's, for Qwen3-VL itself 200704)")
-    max_pixels: int | None = flag(None, names=("--max_pixels", "--qwen_max_pixels"), at_least=1, network="max_pixels",
-                                  help="Qwen3-VL: most pixels of a resized frame (default: the base's, for Qwen3-VL "
-                                  "itself 802816)")
 
     def check(self, problems: Problems) -> None:
         """Note contradictions and missing files."""
@@ -117,8 +102,6 @@ class QwenModelSettings(ModelSettings):
             problems.add("--visual_mode", "'pooled' does not go with Qwen3-VL; use 'video' or 'frame'")
         if self.backbone and self.conv_type not in (None, "qwen3_vl"):
             problems.add("--conv_type", f"{self.conv_type} is not Qwen3-VL's; leave it out")
-        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            problems.add("--min_pixels", f"{self.min_pixels} is more than --max_pixels {self.max_pixels}")
         super().check(problems)
 
 
