@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.conversation import groundmore_question
+from datasets.conversation import Shown, groundmore_question
 from datasets.tokenization import load_tokenizer
 from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predictor import MoraPredictor
@@ -41,6 +41,10 @@ def contexts(predictor, corpus):
         yield video, predictor.encode(predictor.prepare(video.video_id, frames, [0.0] * len(frames)))
 
 
+def messages_of(video):
+    return [groundmore_question(query.text, "") for query in video.questions]
+
+
 @pytest.mark.parametrize("answer_mode", ["forced", "generate"])
 def test_predictions_in_fp32(model, tokenizer, corpus, answer_mode):
     protocol = make_protocol(force_seg_token=True, force_loc_token=True, max_new_tokens=4, answer_mode=answer_mode)
@@ -63,7 +67,7 @@ def test_masks_in_bf16_are_as_near_to_each_other_as_to_fp32(model, tokenizer, co
         predictor = MoraPredictor(cast, tokenizer, make_protocol(answer_mode="forced"))
         every = []
         for video, context in contexts(predictor, corpus):
-            prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
+            prompts, answers = predictor._prompts(messages_of(video), Shown())
             with reading(cached):
                 every += answer(cast, context, prompts, Request(forced=answers))
         return torch.stack([answer.masks for answer in every]), torch.stack([a.loc_probs for a in every])
@@ -85,7 +89,7 @@ def test_states_and_logits(model, tokenizer, corpus, dtype):
     predictor = MoraPredictor(cast, tokenizer, make_protocol(answer_mode="forced"))
     with torch.inference_mode():
         for video, context in contexts(predictor, corpus):
-            prompts, answers = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
+            prompts, answers = predictor._prompts(messages_of(video), Shown())
             ids = [torch.cat(pair) for pair in zip(prompts, answers)]
             with reading(cached=False):
                 whole = read(cast, context, ids)
@@ -100,7 +104,7 @@ def test_masks_are_the_logits_above_the_threshold(model, tokenizer, corpus):
     predictor = MoraPredictor(model, tokenizer, make_protocol())
     seg, loc = model.token_ids()
     (video, context), *_ = contexts(predictor, corpus)
-    prompts, _ = predictor._prompts([groundmore_question(query.text, "") for query in video.questions])
+    prompts, _ = predictor._prompts(messages_of(video), Shown())
     words = [torch.tensor([seg, 20, seg, loc]), torch.tensor([loc])]
     logits = answer(model, context, prompts, Request(forced=words))
     for threshold in (0.0, 0.1):

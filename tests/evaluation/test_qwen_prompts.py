@@ -11,9 +11,9 @@ import torch
 from datasets.collate import SampleProcessor
 from datasets.sample import VideoSample
 from datasets.tokenization import load_tokenizer
+from evaluation.engine.opening import attach_tokens
 from evaluation.engine.predictor import MoraPredictor
 from evaluation.protocol import make_protocol
-from evaluation.run import attach_tokens
 from model import presets
 from utils.batch import IMAGE_TOKEN_INDEX
 from utils.video import read_frame
