@@ -347,7 +347,11 @@ def say_last_words(error: BaseException | str) -> None:
             _fill_environment()
             store = leave_word(launch.rank, message[:2000], _LAST_MEETING)
         if store is not None:
-            heard = _is_said(store, error, message, wait=_store is None and launch.rank > 0) or heard
+            told = heard
+            # Another process may hold this one up until it has gone itself, and rank 0 with the store: an ending that
+            # was asked for (a message, no error) has been told by then.
+            heard = told or (isinstance(error, str) and _store is not None and launch.rank > 0)
+            heard = _is_said(store, error, message, wait=_store is None and launch.rank > 0) or told
     if not heard:
         print(message, file=sys.stderr, flush=True)
     if store is not None:
